@@ -1,0 +1,1 @@
+"""The configuration: ``pkg://rnngrad.conf`` for Hydra. The yaml holds every default."""

@@ -1,0 +1,245 @@
+"""What a configurable part is: a frozen dataclass in a registry, every field checked.
+
+A task, cell, initialisation, clip rule or optimiser is a ``Part``. Its fields are the keys of its
+yaml, which holds the defaults; the annotations say what is allowed:
+
+>>> class Example(Part):
+...     length: Annotated[int, Interval(low=1)]
+>>> Example = dataclass(frozen=True)(Example)
+>>> Example(length=0)
+Traceback (most recent call last):
+    ...
+rnngrad.parts.InputError: length=0: must be an integer >= 1
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import pkgutil
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import yaml
+
+
+class InputError(ValueError):
+    """Bad input, in one line: the key, the value, and what is allowed."""
+
+    def __init__(self, key: str, value: Any, allowed: str) -> None:
+        shown = f"={_shown(value)}" if value is not MISSING else ""
+        super().__init__(f"{key}{shown}: {allowed}")
+        self.key, self.value, self.allowed = key, value, allowed
+
+    def under(self, group: str) -> InputError:
+        """The same error with its key as it is typed on the command line."""
+        return InputError(f"{group}.{self.key}", self.value, self.allowed)
+
+
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The numbers from ``low`` to ``high``; an end is left out if it is listed in ``without``."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    without: tuple[float, ...] = (-math.inf, math.inf)
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and value not in self.without
+
+    def __str__(self) -> str:
+        ends = []
+        if self.low != -math.inf:
+            ends.append(f"{'>' if self.low in self.without else '>='} {_plain(self.low)}")
+        if self.high != math.inf:
+            ends.append(f"{'<' if self.high in self.without else '<='} {_plain(self.high)}")
+        return " and ".join(ends) + (", or inf" if math.inf in self else "")
+
+    @property
+    def finite(self) -> bool:
+        """Whether infinity would lie in the interval, but for being left out."""
+        return self.high == math.inf and math.inf in self.without
+
+
+POSITIVE = Interval(low=0, without=(0, math.inf))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A frozen dataclass whose fields are checked, and numbers converted, when it is made."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            try:
+                object.__setattr__(self, field.name, _coerce(hints[field.name], value))
+            except ValueError:
+                raise InputError(
+                    field.name, value, f"must be {_allowed(hints[field.name])}"
+                ) from None
+
+
+P = TypeVar("P")
+
+
+class Registry(dict[str, type[P]], Generic[P]):
+    """The parts of one kind by name.
+
+    Args:
+        group: The config group, as in ``task=copy``.
+        package: Where the built-in parts live: each module in it registers its own.
+    """
+
+    def __init__(self, group: str, package: str) -> None:
+        super().__init__()
+        self.group = group
+        self._package = package
+
+    def register(self, name: str) -> Callable[[type[P]], type[P]]:
+        """Class decorator: makes the part available as ``<group>=<name>``."""
+
+        def add(part: type[P]) -> type[P]:
+            self[name] = part
+            return part
+
+        return add
+
+    def load(self) -> Registry[P]:
+        """Imports the package's modules, so that every built-in part is registered."""
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+            importlib.import_module(f"{self._package}.{module.name}")
+        return self
+
+    def default(self, name: str, **changes: Any) -> P:
+        """The part with the defaults of its yaml, but for ``changes``.
+
+        >>> from rnngrad.task import TASKS
+        >>> TASKS.default("adding", length=20)
+        Adding(length=20)
+        """
+        yaml_file = resources.files("rnngrad.conf") / self.group / f"{name}.yaml"
+        defaults = yaml.safe_load(yaml_file.read_text(encoding="utf-8"))
+        return self.build(defaults | changes)
+
+    def build(self, settings: Any) -> P:
+        """The part that ``settings`` names, from its ``name`` and exactly its fields.
+
+        Raises:
+            InputError: No such part, a key missing or unknown, or a value that is not allowed.
+        """
+        names = ", ".join(sorted(self.load()))
+        if not isinstance(settings, Mapping) or "name" not in settings:
+            raise InputError(self.group, MISSING, f"is missing; give one of {names}")
+        name = settings["name"]
+        if name not in self:
+            raise InputError(f"{self.group}.name", name, f"must be one of {names}")
+        return build(self[name], {k: v for k, v in settings.items() if k != "name"}, self.group)
+
+
+def build(part: type[P], settings: Mapping[str, Any], group: str) -> P:
+    """``part(**settings)``, its errors in terms of the command line's keys."""
+    known = [field.name for field in fields(part)]  # type: ignore[arg-type]
+    for key in settings:
+        if key not in known:
+            raise InputError(f"{group}.{key}", settings[key], unknown_key(key, known))
+    for key in known:
+        if key not in settings:
+            raise InputError(f"{group}.{key}", MISSING, "is missing")
+    try:
+        return part(**settings)
+    except InputError as error:
+        raise error.under(group) from None
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """What to say of a key that does not exist, with the nearest that does."""
+    known = list(known)
+    near = difflib.get_close_matches(key, known, 1)
+    known = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    if near:
+        return f"no such key; did you mean {near[0]}?"
+    return f"no such key; there are {', '.join(known)}" if known else "no such key"
+
+
+def _coerce(hint: Any, value: Any) -> Any:
+    """``value`` as what ``hint`` asks for; ValueError if it is not that."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        value = _coerce(args[0], value)
+        if value is not None and not all(value in allowed for allowed in args[1:]):
+            raise ValueError
+        return value
+    if origin in (Union, types.UnionType):
+        for choice in args:
+            try:
+                return _coerce(choice, value)
+            except ValueError:
+                continue
+        raise ValueError
+    if origin is Literal:
+        if value not in args:
+            raise ValueError
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(args):
+            raise ValueError
+        return tuple(_coerce(item, v) for item, v in zip(args, value, strict=True))
+    if isinstance(value, bool) != (hint is bool):
+        raise ValueError  # true is not the number 1
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e4 steps
+    if hint is float and isinstance(value, int):
+        return float(value)
+    if value is None and hint is type(None):
+        return value
+    if not isinstance(value, hint):
+        raise ValueError
+    return value
+
+
+def _allowed(hint: Any) -> str:
+    """What ``hint`` admits, in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        kind = _allowed(args[0])
+        if args[0] is float and any(interval.finite for interval in args[1:]):
+            kind = "a finite number"
+        return " ".join([kind, *map(str, args[1:])]).strip()
+    if origin in (Union, types.UnionType):
+        return " or ".join(_allowed(choice) for choice in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin is tuple:
+        return f"[{', '.join(_allowed(item) for item in args)}]"
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+    return words.get(hint, "null")
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if float(number).is_integer() else str(number)
+
+
+def _shown(value: Any) -> str:
+    text = (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+    return text if len(text) <= 60 else text[:57] + "..."
