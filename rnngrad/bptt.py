@@ -1,0 +1,476 @@
+"""Record the exact gradient at every time step: ``‖∂L/∂h_t‖₂``, during an ordinary backward.
+
+A recurrent layer's ``δ_t = ∂L/∂h_t`` has two parts: ``e_t``, what arrives at ``h_t`` from outside
+the layer's own recurrence (the loss, the layer above, ``h_n``), and what comes back through
+``h_{t+1}``. ``out.grad`` of a fused layer holds the first part only; here is their sum.
+
+Norms are accumulated in float64, scaled where even its square would leave the range: a float32
+norm is 0 about fifteen decades before the gradient is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Recordable:
+    """Marks a layer that reports its own gradients over time (those of ``rnngrad.nn``)."""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one backward sent through one layer and direction (or one cell).
+
+    If the loss is a mean over the batch, every norm carries the factor ``1/B``; index ``t`` is the
+    input's time, also for ``_reverse``, whose predecessor is ``t + 1``. Columns are in the caller's
+    order; beyond a packed sequence's end stands NaN.
+
+    Args:
+        hidden_norm: ``‖∂L/∂h_t‖₂ [T, B]``, float64 on the CPU: the total derivative.
+        direct_norm: Norm ``[T, B]`` of what arrives from outside the layer's own recurrence.
+        cell_norm: ``‖∂L/∂c_t‖₂ [T, B]``, the path through ``h_t`` included; ``None`` without cell
+            state.
+        weight_norm: ``‖G_t‖_F [T]``, ``G_t = Σ_b α_{t,b} ⊗ h_{t-1,b}``: what step ``t`` adds to
+            ``∂L/∂W_hh``, all gates; ``None`` unless ``record(weight=True)``.
+        hidden_grad: ``∂L/∂h_t [T, B, H]`` in the layer's dtype and device; ``None`` unless
+            ``record(full=True)``.
+        cell_grad: ``∂L/∂c_t [T, B, H]``, likewise.
+    """
+
+    hidden_norm: Tensor
+    direct_norm: Tensor
+    cell_norm: Tensor | None = None
+    weight_norm: Tensor | None = None
+    hidden_grad: Tensor | None = None
+    cell_grad: Tensor | None = None
+
+
+class record:  # lower case like torch.no_grad: it reads as a statement
+    """Records one backward through the recurrent layers of ``model``.
+
+    Recording changes nothing: loss, gradients and random streams are bitwise the same without it.
+
+    Args:
+        model: Any module that holds ``rnngrad.nn`` layers, or cells run by ``rnngrad.nn.unroll``.
+        full: Also keep the gradients themselves.
+        weight: Also measure each step's contribution to ``∂L/∂W_hh``; costs a good part of a pass.
+
+    Raises:
+        ValueError: There is nothing to record in the model.
+        TypeError: The model is spread over several devices by ``DataParallel``.
+        RuntimeError: On entering inside another block; on a second backward; at the end of a block
+            that saw no backward.
+
+    Example:
+        The recurrence ``h_t = h_{t-1} / 2`` halves the gradient at every step back.
+
+        >>> from rnngrad.nn import RNN
+        >>> rnn = RNN(1, 1, nonlinearity="relu", bias=False)
+        >>> _ = torch.nn.init.constant_(rnn.weight_hh_l0, 0.5)
+        >>> _ = torch.nn.init.constant_(rnn.weight_ih_l0, 1.0)
+        >>> with record(rnn) as tape:
+        ...     output, _ = rnn(torch.ones(4, 1, 1))
+        ...     output[-1].sum().backward()
+        >>> tape["l0"].hidden_norm.squeeze(1)
+        tensor([0.1250, 0.2500, 0.5000, 1.0000], dtype=torch.float64)
+        >>> tape["l0"].direct_norm.squeeze(1)
+        tensor([0., 0., 0., 1.], dtype=torch.float64)
+    """
+
+    def __init__(self, model: nn.Module, *, full: bool = False, weight: bool = False) -> None:
+        _refuse_data_parallel(model)
+        if not any(_may_record(module) for module in model.modules()):
+            raise ValueError(_nothing_to_record(model))
+        self._tape = Tape(model, full=full, weight=weight)
+
+    def __enter__(self) -> Tape:
+        if _ACTIVE.get() is not None:
+            raise RuntimeError("record: blocks do not nest; end the first one before the second")
+        _ACTIVE.set(self._tape)
+        return self._tape
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _ACTIVE.set(None)
+        self._tape._close(failed=error is not None)
+
+
+class Tape(Mapping[str, LayerRecord]):
+    """What one ``record`` block saw: layer name -> ``LayerRecord``.
+
+    A layer's name is its module path, then ``.l<layer>``, then ``_reverse`` for the direction from
+    the end; ``l0`` when the model is the layer itself. A cell run by ``unroll`` is ``<path>.l0``.
+    """
+
+    def __init__(self, model: nn.Module, *, full: bool = False, weight: bool = False) -> None:
+        self.full = full
+        self.weight = weight
+        self._model = model
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._calls: dict[str, list[Call]] = {}
+        self._backward: int | None = None  # autograd's number of the one backward
+        self._closed = False
+
+    def __getitem__(self, name: str) -> LayerRecord:
+        records = self.calls(name)
+        if len(records) > 1:
+            raise RuntimeError(
+                f"{name!r} was called {len(records)} times in this block; "
+                f"tape.calls({name!r}) lists the records in call order"
+            )
+        return records[0]
+
+    def calls(self, name: str) -> list[LayerRecord]:
+        """The records of every call of a layer, in call order (shared layers, decoders)."""
+        if name not in self._calls:
+            raise KeyError(self._unknown(name))
+        if self._backward is None:
+            raise RuntimeError("nothing recorded yet: call loss.backward() inside the record block")
+        return [call.result() for call in self._calls[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._calls)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} x{len(calls)}" for name, calls in self._calls.items())
+        return f"Tape({counts or 'nothing called yet'})"
+
+    def _name(self, module: nn.Module, suffix: str) -> str | None:
+        """The name under which a call of ``module`` is recorded, if it is."""
+        path = self._paths.get(id(module))
+        # a forward inside a backward is activation checkpointing doing the first one again
+        if path is None or not torch.is_grad_enabled() or _running_backward() is not None:
+            return None
+        return f"{path}.{suffix}" if path else suffix
+
+    def _add(self, name: str, call: _AnyCall) -> _AnyCall:
+        self._calls.setdefault(name, []).append(call)
+        return call
+
+    def _enter_backward(self) -> bool:
+        """Called from inside every backward that reaches a recorded call; refuses the second."""
+        if self._closed:
+            return False
+        running = _running_backward()
+        if self._backward is not None and running != self._backward:
+            raise RuntimeError(
+                "record: a second backward in one block; a block records one backward "
+                "(add the losses up, or open a block for each)"
+            )
+        self._backward = running
+        return True
+
+    def _close(self, failed: bool) -> None:
+        self._closed = True
+        if failed:
+            return
+        if not self._calls and not any(isinstance(m, Recordable) for m in self._model.modules()):
+            raise ValueError(_nothing_to_record(self._model))
+        if self._backward is None:
+            raise RuntimeError(
+                "record: the block ended without a backward through a recorded layer; call "
+                "loss.backward() inside the block, with the layer's forward in it and not frozen "
+                "or under no_grad"
+            )
+
+    def _unknown(self, name: str) -> str:
+        path = name.rpartition(".")[0]
+        module = dict(self._model.named_modules()).get(path)
+        if isinstance(module, nn.RNNBase) and not isinstance(module, Recordable):
+            return f"{name!r}: {path or 'the model'} is a torch.nn layer; call rnngrad.nn.convert"
+        return f"{name!r} was not called in this block; recorded: {', '.join(self) or 'nothing'}"
+
+
+class Call:
+    """One call of a layer and direction whose backward is still to come, then its record."""
+
+    def __init__(
+        self, tape: Tape, *, beyond: Tensor | None = None, columns: Tensor | None = None
+    ) -> None:
+        self._tape = tape
+        self._beyond = beyond  # [T, B], where a packed sequence has ended
+        self._columns = columns  # the caller's order, for packed input
+        self._zeros: tuple[Tensor, Tensor | None] | None = None
+        self._record: LayerRecord | None = None
+
+    def expect(self, hidden: Tensor, cell: Tensor | None) -> None:
+        """Zeros shaped as ``∂L/∂h_t [T, B, P]`` and ``∂L/∂c_t``: true if no gradient ever comes."""
+        self._zeros = (hidden, cell)
+
+    def enter_backward(self) -> bool:
+        """True if what this backward sends through the call is to be recorded."""
+        return self._tape._enter_backward()
+
+    def fill(
+        self,
+        hidden: Tensor,
+        direct: Tensor,
+        cell: Tensor | None,
+        alpha: Tensor,
+        predecessors: Tensor,
+    ) -> None:
+        """Takes ``δ``, ``e [T, B, P]``, ``∂L/∂c_t``, ``α [T, B, gH]`` and ``h_{t-1} [T, B, P]``."""
+        weight = weight_norms(alpha, predecessors) if self._tape.weight else None
+        self._record = self._measured(hidden, direct, cell, weight)
+
+    def result(self) -> LayerRecord:
+        """The record; a call that the loss does not depend on has gradient 0 at every step."""
+        if self._record is None:
+            assert self._zeros is not None
+            hidden, cell = self._zeros
+            weight = torch.zeros(len(hidden), dtype=torch.float64) if self._tape.weight else None
+            self._record = self._measured(hidden, hidden, cell, weight)
+        return self._record
+
+    def _measured(
+        self, hidden: Tensor, direct: Tensor, cell: Tensor | None, weight: Tensor | None
+    ) -> LayerRecord:
+        full = self._tape.full
+        return LayerRecord(
+            hidden_norm=self._arrange(norms(hidden)),
+            direct_norm=self._arrange(norms(direct)),
+            cell_norm=None if cell is None else self._arrange(norms(cell)),
+            weight_norm=weight,
+            hidden_grad=self._arrange(hidden) if full else None,
+            cell_grad=self._arrange(cell) if full and cell is not None else None,
+        )
+
+    def _arrange(self, rows: Tensor) -> Tensor:
+        """NaN beyond the ends, columns in the caller's order; a copy of its own."""
+        rows = rows.detach().clone()
+        if self._beyond is not None:
+            rows[self._beyond.to(rows.device)] = math.nan
+        if self._columns is not None:
+            rows = rows[:, self._columns.to(rows.device)]
+        return rows
+
+
+class UnrolledCall(Call):
+    """A cell's run over time, whose gradients arrive one hook at a time."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__(tape)
+        self.wants_weight = tape.weight
+        self._grads: dict[tuple[str, int], Tensor] = {}
+
+    def watch(
+        self, hidden: list[Tensor], cell: list[Tensor], outputs: Tensor, last: Tensor
+    ) -> None:
+        """Every ``h_t`` and ``c_t``, and the two ways out: all outputs, and the last state."""
+        for t, state in enumerate(hidden):
+            self._keep("hidden", t, state)
+        for t, state in enumerate(cell):
+            self._keep("cell", t, state)
+        self._keep("outputs", 0, outputs)
+        self._keep("last", 0, last)
+        zeros = _batched(torch.zeros_like(outputs))
+        self.expect(zeros, _batched(torch.zeros_like(torch.stack(cell))) if cell else None)
+
+    def watch_weight(self, weight: Tensor, t: int) -> None:
+        """An alias of ``W_hh`` that step ``t`` alone uses: its gradient is ``G_t``."""
+        self._keep("weight", t, weight)
+
+    def result(self) -> LayerRecord:
+        if self._record is None and self._grads:
+            self._record = self._assemble()
+        return super().result()
+
+    def _keep(self, kind: str, t: int, tensor: Tensor) -> None:
+        def keep(grad: Tensor) -> None:
+            if self.enter_backward():
+                grad = grad.detach()
+                self._grads[kind, t] = norms(grad.reshape(1, -1)) if kind == "weight" else grad
+
+        if tensor.requires_grad:
+            tensor.register_hook(keep)
+
+    def _assemble(self) -> LayerRecord:
+        assert self._zeros is not None
+        hidden, cell = (None if z is None else z.clone() for z in self._zeros)
+        assert hidden is not None
+        direct = hidden.clone()
+        weight = torch.zeros(len(hidden), dtype=torch.float64)
+        for (kind, t), grad in self._grads.items():
+            if kind == "hidden":
+                hidden[t] = grad
+            elif kind == "cell" and cell is not None:
+                cell[t] = grad
+            elif kind == "outputs":
+                direct += _batched(grad)
+            elif kind == "last":
+                direct[-1] += grad
+            elif kind == "weight":
+                weight[t] = grad.item()
+        return self._measured(hidden, direct, cell, weight if self._tape.weight else None)
+
+
+def _batched(states: Tensor) -> Tensor:
+    """``[T, H]`` of unbatched cells as ``[T, 1, H]``."""
+    return states.unsqueeze(1) if states.dim() == 2 else states
+
+
+_AnyCall = TypeVar("_AnyCall", bound=Call)
+_ACTIVE: ContextVar[Tape | None] = ContextVar("rnngrad_tape", default=None)
+
+
+def open_call(
+    module: nn.Module,
+    suffix: str,
+    *,
+    beyond: Tensor | None = None,
+    columns: Tensor | None = None,
+) -> Call | None:
+    """A call to fill in during the backward, if an open block records ``module``.
+
+    Args:
+        module: The layer being called.
+        suffix: ``l<layer>``, with ``_reverse`` for the direction from the end.
+        beyond: Mask ``[T, B]`` of what lies beyond the sequences' ends.
+        columns: Index ``[B]`` that puts the columns in the caller's order.
+    """
+    tape = _ACTIVE.get()
+    name = None if tape is None else tape._name(module, suffix)
+    if tape is None or name is None:
+        return None
+    return tape._add(name, Call(tape, beyond=beyond, columns=columns))
+
+
+def open_unrolled(cell: nn.Module) -> UnrolledCall | None:
+    """Like ``open_call``, for a cell run by ``unroll``."""
+    tape = _ACTIVE.get()
+    name = None if tape is None else tape._name(cell, "l0")
+    if tape is None or name is None:
+        return None
+    return tape._add(name, UnrolledCall(tape))
+
+
+def norms(vectors: Tensor) -> Tensor:
+    """``‖v‖₂`` over the last dimension, float64 on the CPU, without under- or overflow.
+
+    Args:
+        vectors: ``[..., H]``.
+
+    Returns:
+        ``[...]``. A vector with a NaN has norm NaN, one with an infinity (and no NaN) infinity.
+    """
+    if vectors.device.type == "mps":  # has no float64
+        vectors = vectors.cpu()
+    if vectors.dtype == torch.float64:
+        scale = _scale(vectors, (-1,))
+        norm: Tensor = torch.linalg.vector_norm(vectors / scale, dim=-1) * scale.squeeze(-1)
+    else:  # the square of any float32 fits into a float64
+        norm = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+    return norm.cpu()
+
+
+def weight_norms(alpha: Tensor, predecessors: Tensor) -> Tensor:
+    """``‖G_t‖_F``, ``G_t = Σ_b α_{t,b} ⊗ h_{t-1,b}``: each step's contribution to ``∂L/∂W_hh``.
+
+    By the cheaper of two forms: ``G_t`` itself, or ``‖G_t‖² = Σ_bb' (α_b·α_b')(h_b·h_b')``, which
+    never builds it.
+
+    Args:
+        alpha: ``∂L/∂`` pre-activations ``[T, B, gH]``.
+        predecessors: ``h_{t-1} [T, B, P]``.
+
+    Returns:
+        ``[T]``, float64 on the CPU.
+    """
+    steps, batch, rows = alpha.shape
+    gram = batch * (rows + predecessors.shape[-1]) < rows * predecessors.shape[-1]
+    cells = batch * batch if gram else rows * predecessors.shape[-1]
+    chunk = max(1, 2**22 // max(1, cells))  # at most some 32 MiB of products at a time
+    if alpha.device.type == "mps":
+        alpha, predecessors = alpha.cpu(), predecessors.cpu()
+    parts = []
+    for start in range(0, steps, chunk):
+        a = alpha[start : start + chunk].double()
+        h = predecessors[start : start + chunk].double()
+        scale_a, scale_h = _scale(a, (1, 2)), _scale(h, (1, 2))
+        a, h = a / scale_a, h / scale_h
+        if gram:
+            squares = ((a @ a.mT) * (h @ h.mT)).sum((1, 2)).clamp_min(0)
+            part = squares.sqrt()
+        else:
+            part = torch.linalg.matrix_norm(a.mT @ h)
+        parts.append(part * (scale_a * scale_h).flatten())
+    return torch.cat(parts).cpu()
+
+
+def log10_rms(norm: Tensor) -> Tensor:
+    """``log10`` of the root mean square over the batch, computed in log space.
+
+    Args:
+        norm: ``[T, B]``, float64.
+
+    Returns:
+        ``[T]``; ``-inf`` where every norm is exactly 0.
+    """
+    scale = _scale(norm, (-1,))
+    return (norm / scale).square().mean(-1).log10() / 2 + scale.squeeze(-1).log10()
+
+
+def log10_mean(norm: Tensor) -> Tensor:
+    """``log10`` of the mean over the batch, what most papers plot; ``[T, B] -> [T]``."""
+    scale = _scale(norm, (-1,))
+    return (norm / scale).mean(-1).log10() + scale.squeeze(-1).log10()
+
+
+def _scale(values: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """The largest magnitude over ``dim``, kept; 1 where it is 0 or not finite."""
+    largest = values.abs().amax(dim, keepdim=True) if values.numel() else values.sum(dim, True)
+    return torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+
+
+def _running_backward() -> int | None:
+    """Autograd's number of the backward that this thread is inside of, if any.
+
+    Private, but what torch's own ``register_multi_grad_hook`` relies on.
+    """
+    number: int = torch._C._current_graph_task_id()
+    return None if number == -1 else number
+
+
+def _may_record(module: nn.Module) -> bool:
+    """Whether the module reports its gradients, or could be a cell run by ``unroll``."""
+    if isinstance(module, Recordable | nn.RNNCellBase):
+        return True
+    own_class = not type(module).__module__.startswith("torch.")
+    return own_class and not any(isinstance(child, nn.RNNBase) for child in module.modules())
+
+
+def _nothing_to_record(model: nn.Module) -> str:
+    found = [
+        f"{path or 'the model'} ({type(module).__name__})"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.RNNBase)
+    ]
+    return (
+        "record: nothing to record in the model: "
+        + (f"torch.nn layers {', '.join(found)}" if found else "no recurrent layer")
+        + "; call rnngrad.nn.convert(model) first, or run cells by rnngrad.nn.unroll"
+    )
+
+
+def _refuse_data_parallel(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise TypeError(
+                "record: torch.nn.DataParallel runs copies of the layers that cannot be recorded; "
+                "use torch.nn.parallel.DistributedDataParallel"
+            )

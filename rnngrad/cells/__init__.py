@@ -1,0 +1,13 @@
+"""Cells: one step of a recurrence, written as its equation; and what the config knows of them.
+
+A cell is called as torch.nn's are, ``cell(x [B, I], state)``, and returns ``h [B, H]`` or
+``(h, c)``. ``rnngrad.nn.unroll`` runs it over time. A new cell is one file here, which registers
+its ``CellPart``, and one yaml in conf/cell.
+"""
+
+from rnngrad.cells.base import CELLS, CellPart
+from rnngrad.cells.gru import GRUCell
+from rnngrad.cells.lstm import LSTMCell
+from rnngrad.cells.rnn import RNNCell
+
+__all__ = ["CELLS", "CellPart", "GRUCell", "LSTMCell", "RNNCell"]

@@ -1,0 +1,367 @@
+"""``RNN``, ``LSTM`` and ``GRU`` that are torch.nn's, but for a backward that can be recorded.
+
+Constructor, parameters, initial values, ``state_dict`` and call are inherited; only what happens
+over time is our own. ``convert`` turns the layers of an existing model into these, ``unroll`` runs
+any cell over time through autograd.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from rnngrad import bptt
+from rnngrad.kernels.reference import KERNELS, Walk, Weights
+
+State = Tensor | tuple[Tensor, Tensor]
+"""``h``, or ``(h, c)``."""
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+class _Layer(torch.nn.RNNBase, bptt.Recordable):
+    """What the three layers share: the way from torch.nn's arguments to the recurrence."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Runs the layer over time; arguments, shapes and errors are torch.nn's."""
+        if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+            return super().forward(input, hx)  # an exported graph is torch.nn's, with our weights
+        if "torch._dynamo" in sys.modules:
+            # compiled, the loop would be unrolled step by step; the import costs a second, so only
+            # where somebody else has paid for it
+            return torch.compiler.disable(self._run)(input, hx)
+        return self._run(input, hx)
+
+    def __prepare_scriptable__(self) -> torch.nn.RNNBase:
+        """TorchScript cannot script a hand-written backward: it gets torch.nn's layer instead."""
+        kind: Any = _TORCH[self.mode]
+        plain: torch.nn.RNNBase = kind.__new__(kind)
+        plain.__dict__.update(self.__dict__)
+        return plain
+
+    def _run(self, input: Any, hx: Any) -> Any:
+        """Any accepted input -> ``[T, B, I]`` -> the layers -> the form the input came in."""
+        self._update_flat_weights()
+        if isinstance(input, PackedSequence):
+            return self._run_packed(input, hx)
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"
+            )
+        unbatched = input.dim() == 2
+        states = _as_tuple(hx)
+        if any(s.dim() != input.dim() for s in states):
+            kind = "unbatched 2-D" if unbatched else "batched 3-D"
+            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D")
+        if unbatched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            states = tuple(s.unsqueeze(1) for s in states)
+        states = self._initial(input, input.shape[0 if self.batch_first else 1], states)
+        self.check_forward_args(input, self._as_hx(states), None)  # type: ignore[arg-type]
+        x = input.transpose(0, 1) if self.batch_first else input
+        if len(x) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        output, states = self._layers(x, states, None, None)
+        if unbatched:
+            return output.squeeze(1), self._as_hx(tuple(s.squeeze(1) for s in states))
+        return output.transpose(0, 1) if self.batch_first else output, self._as_hx(states)
+
+    def _run_packed(self, input: PackedSequence, hx: Any) -> Any:
+        data, batch_sizes, order, unsorted = input
+        given = _as_tuple(hx)
+        if order is not None:
+            given = tuple(s.index_select(1, order) for s in given)
+        states = self._initial(data, int(batch_sizes[0]), given)
+        self.check_forward_args(data, self._as_hx(states), batch_sizes)  # type: ignore[arg-type]
+        # without its order the packed sequence pads in the order of lengths, which Walk expects
+        x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+        output, states = self._layers(x, states, lengths, unsorted)
+        packed = pack_padded_sequence(output, lengths)
+        if unsorted is not None:
+            states = tuple(s.index_select(1, unsorted) for s in states)
+        return PackedSequence(packed.data, batch_sizes, order, unsorted), self._as_hx(states)
+
+    def _layers(
+        self,
+        x: Tensor,
+        states: tuple[Tensor, ...],
+        lengths: Tensor | None,
+        columns: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All layers and directions: ``x [T, B, I] -> [T, B, D·P]`` and the final states."""
+        dtype = self._flat_weights[0].dtype  # type: ignore[union-attr]
+        x, states = x.to(dtype), tuple(s.to(dtype) for s in states)  # under autocast x may differ
+        directions = 2 if self.bidirectional else 1
+        final: list[tuple[Tensor, ...]] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction in range(directions):
+                suffix = f"l{layer}" + ("_reverse" if direction else "")
+                walk = Walk(len(x), lengths, reverse=direction == 1)
+                index = layer * directions + direction
+                output, *last = self._direction(
+                    suffix, walk, x, tuple(s[index] for s in states), columns
+                )
+                outputs.append(output)
+                final.append(tuple(last))
+            x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
+            if self.dropout and layer < self.num_layers - 1:
+                x = torch.nn.functional.dropout(x, self.dropout, self.training)
+        return x, tuple(torch.stack(s) for s in zip(*final, strict=True))
+
+    def _direction(
+        self,
+        suffix: str,
+        walk: Walk,
+        x: Tensor,
+        states: tuple[Tensor, ...],
+        columns: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """One layer and direction: output ``[T, B, P]``, ``h_n``, and ``c_n`` of an LSTM."""
+        w_ih, w_hh, b_ih, b_hh, w_hr = (
+            getattr(self, f"{name}_{suffix}", None)
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        )
+        tensors = (x, *states, *([None] if len(states) == 1 else []), w_ih, w_hh, b_ih, b_hh, w_hr)
+        call = None
+        if any(t is not None and t.requires_grad for t in tensors):
+            beyond = None if walk.lengths is None else walk.beyond()
+            call = bptt.open_call(self, suffix, beyond=beyond, columns=columns)
+        if call is not None:
+            zeros = [x.new_zeros(()).expand(len(x), *s.shape) for s in states]
+            call.expect(zeros[0], zeros[1] if len(zeros) > 1 else None)
+        output, h_n, c_n = _Recurrence.apply(  # type: ignore[no-untyped-call]
+            self.mode, walk, call, *tensors
+        )
+        return (output, h_n) if c_n is None else (output, h_n, c_n)
+
+    def _initial(self, x: Tensor, batch: int, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The initial states ``[L·D, B, ·]``, zeros where none are given."""
+        if given:
+            return given
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        widths = [self.proj_size or self.hidden_size]
+        if self.mode == "LSTM":
+            widths.append(self.hidden_size)
+        return tuple(x.new_zeros(count, batch, width) for width in widths)
+
+    def _as_hx(self, states: tuple[Tensor, ...]) -> State:
+        return (states[0], states[1]) if self.mode == "LSTM" else states[0]
+
+
+# torch.nn's class comes after ours, so that its forward is what `super().forward` means
+class RNN(_Layer, torch.nn.RNN):
+    """Elman's layer, ``h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``; see torch.nn.RNN."""
+
+
+class LSTM(_Layer, torch.nn.LSTM):
+    """Long short-term memory with forget gate, optionally projected; see torch.nn.LSTM."""
+
+
+class GRU(_Layer, torch.nn.GRU):
+    """Gated recurrent unit with the reset gate after the product; see torch.nn.GRU."""
+
+
+_OURS: dict[type[torch.nn.RNNBase], type[_Layer]] = {
+    torch.nn.RNN: RNN,
+    torch.nn.LSTM: LSTM,
+    torch.nn.GRU: GRU,
+}
+_TORCH = {
+    "RNN_TANH": torch.nn.RNN,
+    "RNN_RELU": torch.nn.RNN,
+    "LSTM": torch.nn.LSTM,
+    "GRU": torch.nn.GRU,
+}
+
+
+def convert(model: Module) -> Module:
+    """Makes every torch.nn.RNN, LSTM and GRU in ``model`` one of ours, in place.
+
+    Only a layer's ``__class__`` changes: parameters, hooks, optimiser references, deepcopy and
+    pickle stay as they are.
+
+    Args:
+        model: Any module; it may itself be such a layer.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: A layer is of a subclass or parametrised, so that its forward may differ from
+            torch.nn's. Nothing is converted then.
+
+    Example:
+        >>> model = convert(torch.nn.Sequential(torch.nn.GRU(3, 4)))
+        >>> type(model[0]).__module__
+        'rnngrad.nn'
+    """
+    found = []
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.nn.RNNBase) or isinstance(module, _Layer):
+            continue
+        if type(module) not in _OURS:
+            raise TypeError(
+                f"convert: {path or 'the model'} is a {type(module).__name__}, a subclass of "
+                "torch.nn's layer or parametrised; only layers whose type is exactly "
+                "torch.nn.RNN, LSTM or GRU can be converted"
+            )
+        found.append(module)
+    for module in found:
+        module.__class__ = _OURS[type(module)]
+    return model
+
+
+def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    """Runs a cell over time, through autograd: the one loop for every cell without a kernel.
+
+    Args:
+        cell: A module called as torch.nn.LSTMCell or RNNCell is: ``cell(x_t, state)`` returns
+            ``h``, or ``(h, c)``; ``state`` is ``None`` at the first step unless given here. For
+            ``∂L/∂c_t`` to be whole, ``c`` must be the tensor that ``h`` was computed from.
+        x: ``[T, B, I]``, or ``[T, I]`` for one sequence.
+        state: Initial state.
+
+    Returns:
+        The outputs ``h_t [T, B, H]`` and the last state.
+
+    Raises:
+        ValueError: ``record(weight=True)`` on a cell without a parameter ``weight_hh``.
+
+    Example:
+        >>> outputs, h = unroll(torch.nn.GRUCell(3, 4), torch.zeros(5, 2, 3))
+        >>> outputs.shape, h.shape
+        (torch.Size([5, 2, 4]), torch.Size([2, 4]))
+    """
+    if len(x) == 0:
+        raise ValueError("unroll: x has no time steps; its shape is [T, B, I]")
+    call = bptt.open_unrolled(cell) if isinstance(cell, torch.nn.Module) else None
+    if getattr(type(cell), "forward", None) is torch.nn.LSTMCell.forward and (
+        x.device.type != "cpu" or x.dim() == 2
+    ):
+        cell = _as_equation(cell)  # type: ignore[arg-type]
+    hidden: list[Tensor] = []
+    memory: list[Tensor] = []
+    for t in range(len(x)):
+        if call is not None and call.wants_weight:
+            state = _step_watching_weight(cell, x[t], state, call, t)
+        else:
+            state = cell(x[t], state)
+        hidden.append(state[0] if isinstance(state, tuple) else state)
+        if isinstance(state, tuple):
+            memory.append(state[1])
+    outputs = torch.stack(hidden)
+    last = hidden[-1].view_as(hidden[-1])  # a way out of its own, so that what arrives can be told
+    if call is not None:
+        call.watch(hidden, memory, outputs, last)
+    return outputs, (last, memory[-1]) if memory else last
+
+
+class _Recurrence(torch.autograd.Function):
+    """One layer and direction, input product included; its backward reports to the open call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mode: str,
+        walk: Walk,
+        call: bptt.Call | None,
+        x: Tensor,
+        h_0: Tensor,
+        c_0: Tensor | None,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
+        w_hr: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        with torch.autocast(x.device.type, enabled=False):
+            gates = torch.nn.functional.linear(x, w_ih, b_ih)
+            hs = walk.states(h_0)
+            cs = None if c_0 is None else walk.states(c_0)
+            extra = KERNELS[mode].forward(walk, Weights(w_hh, b_hh, w_hr), gates, hs, cs)
+        ctx.mode, ctx.walk, ctx.call = mode, walk, call
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, w_ih, w_hh, b_ih, b_hh, w_hr, gates, hs, cs, extra)
+        # a copy, so that the caller may change the output in place as torch.nn's
+        return walk.after(hs).clone(), walk.last(hs), None if cs is None else walk.last(cs)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "rnngrad.nn layers have no double backward (create_graph=True); run the layer's "
+                "cell through rnngrad.nn.unroll, which has"
+            )
+        record = ctx.call is not None and ctx.call.enter_backward()
+        x, w_ih, w_hh, b_ih, b_hh, w_hr, gates, hs, cs, extra = ctx.saved_tensors
+        walk: Walk = ctx.walk
+        kernel, weights = KERNELS[ctx.mode], Weights(w_hh, b_hh, w_hr)
+        with torch.autocast(x.device.type, enabled=False):
+            direct = torch.zeros_like(walk.after(hs)) if grad_output is None else grad_output
+            if grad_h_n is not None:
+                direct = walk.add_at_last(direct, grad_h_n)
+            grads = kernel.backward(walk, weights, gates, hs, cs, extra, direct, grad_c_n)
+            if record:
+                ctx.call.fill(grads.hidden, direct, grads.cell, grads.recurrent, walk.before(hs))
+            # one product each, over all steps and rows at once
+            input, recurrent = grads.input.flatten(0, 1), grads.recurrent.flatten(0, 1)
+            needs = ctx.needs_input_grad
+            grad_hr = None
+            if w_hr is not None and needs[10]:
+                projected = gates.chunk(4, -1)[3] * walk.after(cs).tanh()
+                grad_hr = grads.hidden.flatten(0, 1).t() @ projected.flatten(0, 1)
+            return (
+                None,
+                None,
+                None,
+                (input @ w_ih).view_as(x) if needs[3] else None,
+                grads.h_0 if needs[4] else None,
+                grads.c_0 if needs[5] else None,
+                input.t() @ x.flatten(0, 1) if needs[6] else None,
+                recurrent.t() @ walk.before(hs).flatten(0, 1) if needs[7] else None,
+                input.sum(0) if needs[8] else None,
+                recurrent.sum(0) if needs[9] else None,
+                grad_hr,
+            )
+
+
+def _step_watching_weight(
+    cell: Any, x: Tensor, state: State | None, call: bptt.UnrolledCall, t: int
+) -> Any:
+    """One step with an alias of ``weight_hh`` that no other step uses: its gradient is ``G_t``."""
+    weight = getattr(cell, "weight_hh", None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(
+            f"record(weight=True): {type(cell).__name__} has no parameter weight_hh; "
+            "name the recurrent weight so, or record without weight=True"
+        )
+    alias = weight.view_as(weight)
+    call.watch_weight(alias, t)
+    return torch.func.functional_call(cell, {"weight_hh": alias}, (x, state))
+
+
+def _as_equation(cell: torch.nn.LSTMCell) -> torch.nn.LSTMCell:
+    """The same cell as its equation.
+
+    Fused on a GPU, or given an unbatched sequence, torch's step hands out a ``c_t`` that is not
+    the one ``h_t`` was computed from: its gradient would lack the path through ``h_t``.
+    """
+    from rnngrad.cells.lstm import LSTMCell  # the cells are built on this module
+
+    equation = LSTMCell.__new__(LSTMCell)
+    equation.__dict__ = cell.__dict__
+    return equation
+
+
+def _as_tuple(hx: Any) -> tuple[Tensor, ...]:
+    if hx is None:
+        return ()
+    return (hx,) if isinstance(hx, Tensor) else tuple(hx)

@@ -1,0 +1,574 @@
+"""``record`` and ``unroll``: every sentence of what they promise."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rnngrad.bptt import log10_mean, log10_rms, norms, record, weight_norms
+from rnngrad.cells import CELLS
+from rnngrad.check import compare_cell, is_right
+from rnngrad.nn import GRU, LSTM, RNN, convert, unroll
+
+LAYERS: dict[str, Any] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+
+
+@pytest.fixture(params=LAYERS)
+def make(request: pytest.FixtureRequest) -> Any:
+    return LAYERS[request.param]
+
+
+@pytest.fixture(params=sorted(CELLS.load()))
+def cell(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return CELLS.default(request.param, hidden_size=6).cell(4).double()
+
+
+# --- closed forms
+
+
+@pytest.mark.parametrize("g", [0.5, 0.9, 1.0, 1.1])
+def test_a_linear_recurrence_has_slope_log10_g(g: float) -> None:
+    """``h_t = g Q h_{t-1}`` with ``Q`` orthogonal: norms shrink by exactly ``g`` a step."""
+    size, steps = 8, 200
+    q, _ = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))
+    layer = RNN(size, size, nonlinearity="relu", bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        # a relu that is never reached: a large constant keeps every unit in its linear part
+        layer.weight_hh_l0.copy_(g * q)
+        layer.weight_ih_l0.copy_(torch.eye(size))
+    x = torch.full((steps, 2, size), 1e9 * max(1.0, g**steps), dtype=torch.float64)
+    x += x.new_tensor(0.0)
+    h, inputs = x[0], [x[0]]
+    for _ in range(steps - 1):  # inputs that hold the state constant and positive
+        inputs.append(h - g * h @ q.T)
+    with record(layer) as tape:
+        output, _ = layer(torch.stack(inputs))
+        assert (output > 0).all()
+        output[-1].sum().backward()
+    slope = log10_rms(tape["l0"].hidden_norm).diff()
+    torch.testing.assert_close(slope, torch.full_like(slope, -math.log10(g)), rtol=0, atol=1e-12)
+
+
+def test_the_recipe_of_the_forums_sees_the_direct_part_alone() -> None:
+    layer = LSTM(3, 4)
+    with record(layer) as tape:
+        output, _ = layer(torch.randn(6, 2, 3))
+        output.retain_grad()
+        output[-1].sum().backward()
+    assert output.grad is not None
+    direct = output.grad.double().norm(dim=-1)
+    torch.testing.assert_close(tape["l0"].direct_norm, direct)
+    assert (direct[:-1] == 0).all() and (tape["l0"].hidden_norm > 0).all()
+
+
+# --- the tape
+
+
+def test_norms_are_float64_on_the_cpu_time_major_whatever_batch_first(make: Any) -> None:
+    for batch_first in (False, True):
+        layer = make(3, 4, 2, batch_first=batch_first, bidirectional=True)
+        with record(layer) as tape:
+            layer(torch.randn((2, 7, 3) if batch_first else (7, 2, 3)))[0].sum().backward()
+        assert list(tape) == ["l0", "l0_reverse", "l1", "l1_reverse"]
+        for layer_record in tape.values():
+            for norm in (layer_record.hidden_norm, layer_record.direct_norm):
+                assert norm.dtype == torch.float64 and norm.device.type == "cpu"
+                assert norm.shape == (7, 2)
+            assert (layer_record.cell_norm is not None) == (make is LSTM)
+            assert layer_record.weight_norm is None and layer_record.hidden_grad is None
+
+
+def test_unbatched_input_has_one_column(make: Any) -> None:
+    layer = make(3, 4)
+    with record(layer) as tape:
+        layer(torch.randn(7, 3))[0].sum().backward()
+    assert tape["l0"].hidden_norm.shape == (7, 1)
+
+
+def test_packed_columns_are_the_callers_and_nan_beyond_the_end(make: Any) -> None:
+    torch.manual_seed(0)
+    layer = make(3, 4, bidirectional=True, dtype=torch.float64)
+    x, lengths = torch.randn(7, 3, 3, dtype=torch.float64), [2, 7, 4]
+    with record(layer, full=True) as tape:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        layer(packed)[0].data.sum().backward()
+    for name in ("l0", "l0_reverse"):
+        for b, length in enumerate(lengths):
+            with record(layer) as alone:
+                layer(x[:length, b])[0].sum().backward()
+            column = tape[name].hidden_norm[:, b]
+            torch.testing.assert_close(column[:length], alone[name].hidden_norm[:, 0])
+            assert column[length:].isnan().all()
+        grad = tape[name].hidden_grad
+        assert grad is not None
+        torch.testing.assert_close(grad.norm(dim=-1), tape[name].hidden_norm, equal_nan=True)
+
+
+def test_projected_states_have_the_projections_width_and_the_right_norms() -> None:
+    """Beside the loop written out: torch.nn has no projected cell."""
+    torch.manual_seed(0)
+    layer = LSTM(3, 6, proj_size=2, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    with record(layer, full=True, weight=True) as tape:
+        output, (h_n, c_n) = layer(x)
+        (output.square().sum() + h_n.sum() + c_n.prod()).backward()
+    h, c = x.new_zeros(2, 2), x.new_zeros(2, 6)
+    hidden, cells, weights = [], [], []
+    for x_t in x:
+        w = layer.weight_hh_l0.detach().clone().requires_grad_()
+        i, f, g, o = (
+            x_t @ layer.weight_ih_l0.T + layer.bias_ih_l0 + h @ w.T + layer.bias_hh_l0
+        ).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = (o.sigmoid() * c.tanh()) @ layer.weight_hr_l0.T
+        for kept in (c, h):
+            kept.retain_grad()
+        hidden.append(h)
+        cells.append(c)
+        weights.append(w)
+    (torch.stack(hidden).square().sum() + h.sum() + c.prod()).backward()
+    close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-10, atol=0)  # noqa: E731
+    close(tape["l0"].hidden_grad, torch.stack([h.grad for h in hidden]))
+    close(tape["l0"].cell_grad, torch.stack([c.grad for c in cells]))
+    close(tape["l0"].weight_norm[1:], torch.stack([w.grad.norm() for w in weights])[1:])
+
+
+def test_full_keeps_the_gradients_in_the_layers_dtype(make: Any) -> None:
+    layer = make(3, 4)
+    with record(layer, full=True) as tape:
+        layer(torch.randn(7, 2, 3))[0].sum().backward()
+    kept = tape["l0"]
+    assert kept.hidden_grad is not None and kept.hidden_grad.dtype == torch.float32
+    torch.testing.assert_close(kept.hidden_grad.double().norm(dim=-1), kept.hidden_norm)
+    assert (kept.cell_grad is not None) == (make is LSTM)
+
+
+def test_weight_norm_is_exactly_0_at_the_first_step_from_state_0(make: Any) -> None:
+    layer = make(3, 4, bidirectional=True)
+    with record(layer, weight=True) as tape:
+        layer(torch.randn(7, 2, 3))[0].sum().backward()
+    forward, backward = tape["l0"].weight_norm, tape["l0_reverse"].weight_norm
+    assert forward is not None and backward is not None
+    assert forward[0] == 0 and (forward[1:] > 0).all()
+    assert backward[-1] == 0 and (backward[:-1] > 0).all()
+
+
+def test_a_mean_loss_carries_one_over_the_batch_size(make: Any) -> None:
+    layer, x = make(3, 4, dtype=torch.float64), torch.randn(7, 5, 3, dtype=torch.float64)
+    recorded = []
+    for reduce in (torch.sum, torch.mean):
+        with record(layer) as tape:
+            reduce(layer(x)[0][-1].sum(-1)).backward()
+        recorded.append(tape["l0"].hidden_norm)
+    torch.testing.assert_close(recorded[0] / 5, recorded[1])
+
+
+def test_recording_changes_nothing_over_20_steps(make: Any) -> None:
+    """Loss, gradients, parameters and the random stream, bit for bit."""
+    histories = []
+    for options in (None, {}, {"full": True}, {"weight": True}):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"rnn": make(3, 8, 2, dropout=0.2), "out": nn.Linear(8, 1)})
+        optimizer = torch.optim.Adam(model.parameters())
+        history: list[Tensor] = []
+        for _ in range(20):
+            x = torch.randn(9, 4, 3)
+
+            def closure(x: Tensor = x, model: Any = model) -> Tensor:
+                model.zero_grad()
+                loss: Tensor = model["out"](model["rnn"](x)[0]).square().mean()
+                loss.backward()
+                return loss.detach()
+
+            if options is None:
+                history.append(closure())
+            else:
+                with record(model, **options):
+                    history.append(closure())
+            history += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            optimizer.step()
+        histories.append([*history, *model.parameters(), torch.rand(3)])
+    for other in histories[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(histories[0], other, strict=True))
+
+
+# --- which calls, which backward
+
+
+def test_forwards_under_no_grad_are_ignored(make: Any) -> None:
+    layer, x = make(3, 4), torch.randn(7, 2, 3)
+    with record(layer) as tape:
+        with torch.no_grad():
+            layer(x)
+        layer(x)[0].sum().backward()
+    assert tape["l0"].hidden_norm.shape == (7, 2)
+
+
+def test_a_layer_called_often_is_listed_in_call_order(make: Any) -> None:
+    layer = make(3, 4)
+    with record(layer) as tape:
+        outputs = [layer(torch.randn(t, 2, 3))[0] for t in (3, 5, 4)]
+        (outputs[0].sum() + outputs[1].sum()).backward()
+    with pytest.raises(RuntimeError, match=r"called 3 times.*tape\.calls\('l0'\)"):
+        tape["l0"]
+    assert [len(call.hidden_norm) for call in tape.calls("l0")] == [3, 5, 4]
+    unused = tape.calls("l0")[2]
+    assert (unused.hidden_norm == 0).all() and (unused.direct_norm == 0).all()
+
+
+def test_a_second_backward_raises_at_that_backward(make: Any) -> None:
+    layer, x = make(3, 4), torch.randn(7, 2, 3)
+    with record(layer):
+        layer(x)[0].sum().backward()
+        with pytest.raises(RuntimeError, match="second backward"):
+            layer(x)[0].sum().backward()
+    with record(layer):
+        loss = layer(x)[0].sum()
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="second backward"):
+            loss.backward()
+
+
+def test_no_backward_raises_when_the_block_ends_unless_an_error_is_on_its_way(make: Any) -> None:
+    layer, x = make(3, 4), torch.randn(7, 2, 3)
+    with pytest.raises(RuntimeError, match="without a backward"), record(layer):
+        layer(x)
+    with pytest.raises(ZeroDivisionError), record(layer):
+        1 / 0  # noqa: B018
+    with pytest.raises(RuntimeError, match="without a backward"), record(layer):
+        layer.requires_grad_(False)
+        layer(x)
+
+
+def test_reading_before_the_backward_says_so(make: Any) -> None:
+    layer = make(3, 4)
+    with record(layer) as tape:
+        output, _ = layer(torch.randn(7, 2, 3))
+        with pytest.raises(RuntimeError, match="nothing recorded yet"):
+            tape["l0"]
+        output.sum().backward()
+        assert tape["l0"].hidden_norm.shape == (7, 2)
+
+
+def test_blocks_do_not_nest_and_can_follow_each_other(make: Any) -> None:
+    layer, x = make(3, 4), torch.randn(7, 2, 3)
+    with record(layer):
+        with pytest.raises(RuntimeError, match="do not nest"), record(layer):
+            pass
+        layer(x)[0].sum().backward()
+    with record(layer) as tape:
+        layer(x)[0].sum().backward()
+    assert "l0" in tape
+
+
+@pytest.mark.parametrize(
+    "model",
+    [nn.LSTM(3, 4), nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 4)), nn.Linear(3, 4)],
+    ids=["itself", "inside", "none"],
+)
+def test_a_model_with_nothing_to_record_raises_and_names_convert(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"nothing to record.*rnngrad\.nn\.convert"):
+        record(model)
+
+
+class Own(nn.Module):
+    """A user's model: nothing tells from outside that it is not a cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x)
+        return out
+
+
+def test_a_users_module_that_turns_out_to_have_nothing_raises_when_the_block_ends() -> None:
+    model = Own()
+    with pytest.raises(ValueError, match="nothing to record"), record(model):
+        model(torch.ones(2, 3)).sum().backward()
+
+
+def test_an_unknown_name_lists_the_known_ones_and_an_unconverted_layer_is_named() -> None:
+    model = nn.ModuleDict({"a": RNN(3, 4), "b": nn.GRU(3, 4)})
+    with record(model) as tape:
+        model["a"](torch.ones(2, 1, 3))[0].sum().backward()
+    with pytest.raises(KeyError, match=r"recorded: a\.l0"):
+        tape["a.l7"]
+    with pytest.raises(KeyError, match=r"b is a torch\.nn layer.*convert"):
+        tape["b.l0"]
+
+
+def test_a_shared_module_goes_by_its_first_name(make: Any) -> None:
+    layer = make(3, 3)
+    model = nn.ModuleDict({"first": layer, "second": layer})
+    with record(model) as tape:
+        x = torch.randn(5, 2, 3)
+        model["second"](model["first"](x)[0])[0].sum().backward()
+    assert list(tape) == ["first.l0"] and len(tape.calls("first.l0")) == 2
+
+
+def test_layers_of_another_model_are_left_alone(make: Any) -> None:
+    ours, other = make(3, 4), make(3, 4)
+    with record(ours) as tape:
+        x = torch.randn(5, 2, 3)
+        (ours(x)[0].sum() + other(x)[0].sum()).backward()
+    assert list(tape) == ["l0"] and len(tape.calls("l0")) == 1
+
+
+@pytest.mark.parametrize("reentrant", [False])
+def test_activation_checkpointing_records_the_layer_once(make: Any, reentrant: bool) -> None:
+    layer, x = make(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+    with record(layer) as plain:
+        layer(x)[0].sum().backward()
+    with record(layer) as tape:
+        output = torch.utils.checkpoint.checkpoint(
+            lambda v: layer(v)[0], x, use_reentrant=reentrant
+        )
+        output.sum().backward()
+    assert torch.equal(tape["l0"].hidden_norm, plain["l0"].hidden_norm)
+
+
+class Seq2Seq(nn.Module):
+    """An encoder, and a decoder that is fed its own output one step at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.LSTM(3, 6)
+        self.decoder = nn.LSTM(1, 6)
+        self.readout = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor, steps: int) -> Tensor:
+        _, state = self.encoder(x)
+        y, outputs = x.new_zeros(1, x.shape[1], 1), []
+        for _ in range(steps):
+            hidden, state = self.decoder(y, state)
+            y = self.readout(hidden)
+            outputs.append(y)
+        return torch.cat(outputs)
+
+
+def test_an_encoder_and_a_stepwise_decoder_converted_from_torch_nn_are_recorded() -> None:
+    """Beside one autograd loop of cells through both."""
+    torch.manual_seed(0)
+    model = Seq2Seq().double()
+    reference = copy.deepcopy(model)
+    convert(model)
+    x = torch.randn(7, 2, 3, dtype=torch.float64)
+    with record(model) as tape:
+        model(x, 4).square().sum().backward()
+    assert list(tape) == ["encoder.l0", "decoder.l0"]
+    assert len(tape.calls("decoder.l0")) == 4
+
+    def step(lstm: nn.LSTM, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        gates = (
+            x @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + h @ lstm.weight_hh_l0.T + lstm.bias_hh_l0
+        )
+        i, f, g, o = gates.chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        h.retain_grad()
+        c.retain_grad()
+        return h, c
+
+    h = c = x.new_zeros(2, 6)
+    states, loss, y = [], x.new_zeros(()), x.new_zeros(2, 1)
+    for x_t in x:
+        h, c = step(reference.encoder, x_t, h, c)
+        states.append((h, c))
+    for _ in range(4):
+        h, c = step(reference.decoder, y, h, c)
+        states.append((h, c))
+        y = reference.readout(h)
+        loss = loss + y.square().sum()
+    loss.backward()
+    records = [tape["encoder.l0"], *tape.calls("decoder.l0")]
+    for quantity, index in (("hidden_norm", 0), ("cell_norm", 1)):
+        ours = torch.cat([getattr(r, quantity) for r in records])
+        theirs = torch.stack([state[index].grad.norm(dim=-1) for state in states])  # type: ignore[union-attr]
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
+
+
+# --- cells and unroll
+
+
+def test_cells_unrolled_agree_with_a_loop_of_their_own(cell: nn.Module) -> None:
+    errors = compare_cell(cell, torch.randn(5, 3, 4, dtype=torch.float64))
+    assert is_right(errors), errors
+
+
+@pytest.mark.parametrize("name", sorted(CELLS.load()))
+def test_a_cell_unrolled_is_its_layer(name: str) -> None:
+    """The equation, through autograd, beside the layer's hand-written backward."""
+    torch.manual_seed(0)
+    part = CELLS.default(name, hidden_size=6)
+    layer, cell = part.layers(4).double(), part.cell(4).double()
+    if not isinstance(layer, nn.RNNBase):
+        pytest.skip("has no layer of its own")
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in layer.state_dict().items()})
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    tapes = []
+    for module, run in ((layer, layer), (cell, lambda x: unroll(cell, x))):
+        with record(module, full=True, weight=True) as tape:
+            output, state = run(x)
+            last = state[0] if isinstance(state, tuple) else state
+            (output.square().sum() + last.sum()).backward()
+        tapes.append(tape["l0"])
+    for quantity in tapes[0].__dataclass_fields__:
+        a, b = (getattr(r, quantity) for r in tapes)
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("make_cell", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_torchs_own_cells_are_recorded_batched_and_unbatched(make_cell: Any) -> None:
+    torch.manual_seed(0)
+    cell = make_cell(4, 6, dtype=torch.float64)
+    x = torch.randn(5, 1, 4, dtype=torch.float64)
+    tapes = []
+    for data in (x, x[:, 0]):
+        with record(cell, weight=True) as tape:
+            unroll(cell, data)[0].square().sum().backward()
+        tapes.append(tape["l0"])
+    for quantity in ("hidden_norm", "direct_norm", "cell_norm", "weight_norm"):
+        a, b = (getattr(r, quantity) for r in tapes)
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+class Leaky(nn.Module):
+    """A user's own cell: no base class, no names of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3 + 4, 4)
+
+    def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
+        h = x.new_zeros(len(x), 4) if h is None else h
+        return 0.9 * h + 0.1 * self.inner(torch.cat([x, h], -1)).tanh()
+
+
+def test_a_users_own_cell_is_recorded_under_its_path() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.leaky = Leaky()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return unroll(self.leaky, x)[0][-1]
+
+    model = Model()
+    x = torch.randn(5, 2, 3)
+    with record(model, full=True) as tape:
+        model(x).sum().backward()
+    kept = tape["leaky.l0"]
+    assert kept.hidden_norm.shape == (5, 2) and kept.cell_norm is None
+    assert (kept.direct_norm[:-1] == 0).all() and (kept.direct_norm[-1] == 2).all()
+    with pytest.raises(ValueError, match="no parameter weight_hh"), record(model, weight=True):
+        model(x)
+
+
+def test_recording_an_unrolled_cell_changes_nothing(cell: nn.Module) -> None:
+    results = []
+    for options in (None, {}, {"full": True, "weight": True}):
+        cell.zero_grad()
+        x = torch.linspace(-1, 1, 60, dtype=torch.float64).view(5, 3, 4).requires_grad_()
+        if options is None:
+            outputs, _ = unroll(cell, x)
+            outputs.square().sum().backward()
+        else:
+            with record(cell, **options):
+                outputs, _ = unroll(cell, x)
+                outputs.square().sum().backward()
+        grads = [p.grad.clone() for p in (x, *cell.parameters()) if p.grad is not None]
+        results.append([outputs.detach(), *grads])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_splitting_time_and_carrying_the_state_gives_the_same_outputs(cell: nn.Module) -> None:
+    x = torch.randn(6, 2, 4, dtype=torch.float64)
+    whole, _ = unroll(cell, x)
+    first, state = unroll(cell, x[:2])
+    second, _ = unroll(cell, x[2:], state)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
+    with pytest.raises(ValueError, match="no time steps"):
+        unroll(cell, x[:0])
+
+
+# --- numbers that lie unless handled
+
+
+def test_a_norm_under_the_range_of_float32_squares_is_not_0() -> None:
+    layer = RNN(2, 64)
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    with record(layer) as tape:
+        layer(torch.randn(150, 4, 2))[0][-1].sum().backward()
+    log_norm = log10_rms(tape["l0"].hidden_norm)
+    lags = torch.arange(150).flip(0)
+    assert log_norm[lags == 140].item() < -25, "the float32 norm would be 0 from lag 92 on"
+    slope = log_norm[(lags >= 10) & (lags <= 140)].diff()
+    assert slope.isfinite().all() and slope.std() < 0.2
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(allow_nan=True, allow_infinity=True),
+            st.sampled_from([0.0, -0.0, 1e-320, 1e-200, 1e300, math.inf, math.nan]),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_float64_norms_neither_under_nor_overflow(values: list[float]) -> None:
+    norm = norms(torch.tensor([values], dtype=torch.float64)).item()
+    if any(map(math.isnan, values)):
+        assert math.isnan(norm)
+    else:
+        assert norm == pytest.approx(math.hypot(*values), rel=1e-14, abs=5e-324)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.integers(1, 4),
+    batch=st.integers(1, 12),
+    gates=st.integers(1, 12),
+    hidden=st.integers(1, 12),
+    scale=st.sampled_from([1e-200, 1e-30, 1.0, 1e150]),
+    seed=st.integers(0, 1000),
+)
+def test_weight_norms_are_those_of_the_outer_products(
+    steps: int, batch: int, gates: int, hidden: int, scale: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a, h = (
+        torch.randn(steps, batch, n, dtype=torch.float64, generator=generator)
+        for n in (gates, hidden)
+    )
+    direct = torch.stack([torch.linalg.matrix_norm(a[t].T @ h[t]) for t in range(steps)])
+    measured = weight_norms(scale * a, h)
+    torch.testing.assert_close(measured / scale, direct, rtol=1e-7 if batch > 1 else 1e-12, atol=0)
+
+
+def test_log10_over_the_batch_is_taken_in_log_space() -> None:
+    norm = torch.tensor([[1e-200, 3e-200], [0.0, 0.0], [3.0, 4.0], [math.nan, 1.0]]).double()
+    norm[0] = torch.tensor([1e-200, 3e-200], dtype=torch.float64)
+    rms, mean = log10_rms(norm), log10_mean(norm)
+    assert rms[0].item() == pytest.approx(-200 + math.log10(math.sqrt(5)))
+    assert mean[0].item() == pytest.approx(-200 + math.log10(2))
+    assert rms[1] == mean[1] == -math.inf
+    assert rms[2].item() == pytest.approx(math.log10(math.sqrt(12.5)))
+    assert rms[3].isnan() and mean[3].isnan()
