@@ -1,0 +1,172 @@
+"""``rnngrad-report``: one page with figure and table from finished or running runs."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rnngrad.runs import Run, find_runs, table
+
+PANELS = 5
+"""Runs that get a panel of their own; more share one."""
+MOMENTS = 6
+"""Training steps shown in a run's panel."""
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+"""Okabe and Ito's colours, which the colour-blind can tell apart."""
+_DASHES = ("-", "--", "-.", ":")
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+
+
+def figure(runs: Sequence[Run]) -> Figure:
+    """Loss against training step, and the gradient through time of the last layer.
+
+    Up to ``PANELS`` runs get a panel each, with the profile ``log10 ‖∂L/∂h_t‖`` against ``t`` at
+    several training steps; more share one panel, with each run's last profile.
+    """
+    apart = len(runs) <= PANELS
+    count = 1 + (len(runs) if apart else 1)
+    with matplotlib.rc_context(_STYLE):
+        drawn, axes = plt.subplots(1, count, figsize=(3.6 * count, 3.4), layout="constrained")
+        _draw_losses(axes[0], runs)
+        if apart:
+            for axis, run in zip(axes[1:], runs, strict=True):
+                _draw_moments(axis, run)
+            _share_range(axes[1:])
+        else:
+            _draw_last_profiles(axes[1], runs)
+        drawn.suptitle(
+            "Gradient through time of the last layer: RMS over the batch, before clipping",
+            fontsize=9,
+        )
+    return drawn
+
+
+def _draw_losses(axis: Axes, runs: Sequence[Run]) -> None:
+    for number, run in enumerate(runs):
+        metrics = run.metrics
+        there = ~np.isnan(metrics["eval_loss"])
+        axis.plot(
+            metrics["step"][there],
+            metrics["eval_loss"][there],
+            _DASHES[number // len(_COLOURS) % len(_DASHES)],
+            color=_COLOURS[number % len(_COLOURS)],
+            label=_name(run),
+        )
+    for chance in sorted({run.summary["chance_loss"] for run in runs}):
+        axis.axhline(chance, color="0.5", linewidth=0.8, linestyle=":")
+        axis.annotate(
+            f"chance {chance:.4f}", (1, chance), xycoords=("axes fraction", "data"),
+            ha="right", va="bottom", color="0.4", fontsize=8,
+        )  # fmt: skip
+    axis.set(xlabel="training step", ylabel="evaluation loss", yscale="log", title="Loss")
+    if len(runs) <= 2 * len(_COLOURS):
+        axis.legend(fontsize=7, loc="lower left")
+
+
+def _draw_moments(axis: Axes, run: Run) -> None:
+    layers = [layer for layer in run.bptt if not layer.endswith("_reverse")]
+    if layers:
+        history = run.bptt[layers[-1]]
+        last = len(history.step) - 1
+        moments = np.unique(np.geomspace(1, last + 1, MOMENTS).round().astype(int) - 1)
+        shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0, len(moments)))
+        for shade, moment in zip(shades, moments, strict=True):
+            profile = np.where(np.isfinite(history.hidden[moment]), history.hidden[moment], np.nan)
+            axis.plot(profile, color=shade, label=f"step {history.step[moment]}")
+        axis.legend(fontsize=7, loc="lower right")
+    axis.set(xlabel="time step $t$", title=_name(run))
+    axis.set_ylabel(r"$\log_{10}\,\|\partial L/\partial h_t\|$")
+
+
+def _draw_last_profiles(axis: Axes, runs: Sequence[Run]) -> None:
+    for number, run in enumerate(runs):
+        for layer in [layer for layer in run.bptt if not layer.endswith("_reverse")][-1:]:
+            profile = run.bptt[layer].hidden[-1]
+            axis.plot(
+                np.where(np.isfinite(profile), profile, np.nan),
+                _DASHES[number // len(_COLOURS) % len(_DASHES)],
+                color=_COLOURS[number % len(_COLOURS)],
+                label=_name(run),
+            )
+    axis.set(xlabel="time step $t$", title="Gradient through time, last logged step")
+    axis.set_ylabel(r"$\log_{10}\,\|\partial L/\partial h_t\|$")
+
+
+def _share_range(axes: Sequence[Axes]) -> None:
+    limits = [axis.get_ylim() for axis in axes]
+    for axis in axes:
+        axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _name(run: Run) -> str:
+    return run.path.resolve().name.rpartition("-")[0] or run.path.resolve().name
+
+
+def write(runs: Sequence[Run], out: Path) -> Path:
+    """The page ``index.html``, self-contained, beside its figure; returns the figure's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "gradients.png"
+    drawn = figure(runs)
+    drawn.savefig(path)
+    plt.close(drawn)
+    picture = base64.b64encode(path.read_bytes()).decode()
+    style = "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:75em}img{max-width:100%}"
+    (out / "index.html").write_text(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>rnngrad report</title>"
+        f"<style>{style}pre{{overflow-x:auto}}</style><h1>rnngrad report</h1>"
+        "<p>Loss, and the gradient of the loss with respect to each hidden state of the last layer."
+        " Norms are taken before clipping; the loss is a mean over the batch.</p>"
+        f'<img alt="Loss and gradient through time" src="data:image/png;base64,{picture}">'
+        f"<pre>{html.escape(table(runs))}</pre></html>\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def main() -> None:
+    """Writes the report of the runs in the given directories and prints their table."""
+    parser = argparse.ArgumentParser(prog="rnngrad-report", description=main.__doc__)
+    parser.add_argument("directories", nargs="+", metavar="DIR", help="a run, or a folder of runs")
+    parser.add_argument("--out", help="default: DIR/report, or ./report for several")
+    arguments = parser.parse_args()
+    runs: list[Run] = []
+    for directory in arguments.directories:
+        found = [Run(path) for path in find_runs(directory)]
+        if not found:
+            print(f"rnngrad-report: {directory}: no run in this directory", file=sys.stderr)
+            sys.exit(2)
+        runs += found
+    single = len(arguments.directories) == 1
+    out = Path(arguments.out or (Path(arguments.directories[0], "report") if single else "report"))
+    matplotlib.use("Agg")
+    try:
+        path = write(runs, out)
+    except OSError as error:
+        print(f"rnngrad-report: --out={out}: cannot be written ({error.strerror})", file=sys.stderr)
+        sys.exit(2)
+    print(table(runs))
+    boards = " ".join(arguments.directories)
+    print(f"\nfigure       {path}\nreport       {out / 'index.html'}")
+    print(f"TensorBoard  {boards}; open it with: tensorboard --logdir {arguments.directories[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""A run directory: what lies in it, and how to read it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+CONFIG = ".hydra/config.yaml"
+METRICS = "metrics.csv"
+SUMMARY = "summary.json"
+BPTT = "bptt.f64"
+"""Appended records of float64 in this machine's byte order, one a logged step: the step, then per
+layer ``T`` values of each quantity. A record cut off at the end of the file is not there."""
+BPTT_LAYOUT = "bptt.json"
+"""``T`` and the layers' quantities, in the order of a record."""
+
+COLUMNS = (
+    "step",
+    "loss",
+    "accuracy",
+    "eval_loss",
+    "eval_accuracy",
+    "grad_norm_pre",
+    "grad_norm_post",
+    "clip_coef",
+    "clipped",
+)
+"""Of metrics.csv."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerHistory:
+    """One layer's gradient through time, at every logged step.
+
+    Args:
+        step: Logged steps ``[S]``.
+        hidden: ``log10`` of the root mean square over the batch of ``‖∂L/∂h_t‖₂ [S, T]``.
+        direct: The same of what arrives from outside the layer's own recurrence.
+        hidden_mean: ``log10`` of the batch mean of ``‖∂L/∂h_t‖₂``.
+        cell: As ``hidden``, of ``‖∂L/∂c_t‖₂``; ``None`` without cell state.
+    """
+
+    step: npt.NDArray[np.int64]
+    hidden: Floats
+    direct: Floats
+    hidden_mean: Floats
+    cell: Floats | None
+
+
+class Run:
+    """Reads a run directory, also while the run is going on.
+
+    All norms are of the gradient before clipping; ``-inf`` stands where a norm is exactly 0.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        FileNotFoundError: There is no run; runs inside the directory are listed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / SUMMARY).is_file():
+            inside = sorted(str(run.relative_to(self.path)) for run in find_runs(self.path))
+            listed = f"; runs inside it: {', '.join(inside)}" if inside else ""
+            raise FileNotFoundError(f"{self.path}: not a run directory (no {SUMMARY}){listed}")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The composed configuration."""
+        config: dict[str, Any] = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        return config
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json as it is now."""
+        summary: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        return summary
+
+    @property
+    def metrics(self) -> dict[str, npt.NDArray[Any]]:
+        """Columns of metrics.csv, float64 (NaN: empty) but for int64 ``step`` and ``clipped``."""
+        path = self.path / METRICS
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut off by a crash is not there
+        rows = list(csv.DictReader(lines))
+        return {
+            column: np.array([float(row[column] or "nan") for row in rows]).astype(
+                np.int64 if column in ("step", "clipped") else np.float64
+            )
+            for column in COLUMNS
+        }
+
+    @property
+    def bptt(self) -> dict[str, LayerHistory]:
+        """Gradient through time by layer: ``l0``, ``l1``, ``l0_reverse``."""
+        layout_path = self.path / BPTT_LAYOUT
+        if not layout_path.exists():
+            return {}
+        layout = json.loads(layout_path.read_text(encoding="utf-8"))
+        width = layout["T"]
+        names = [(layer, kind) for layer, kinds in layout["layers"].items() for kind in kinds]
+        values = np.fromfile(self.path / BPTT, dtype=np.float64)
+        size = 1 + width * len(names)
+        table = values[: len(values) // size * size].reshape(-1, size)
+        fields = {
+            name: table[:, 1 + i * width : 1 + (i + 1) * width] for i, name in enumerate(names)
+        }
+        return {
+            layer: LayerHistory(
+                step=table[:, 0].astype(np.int64),
+                hidden=fields[layer, "hidden"],
+                direct=fields[layer, "direct"],
+                hidden_mean=fields[layer, "hidden_mean"],
+                cell=fields.get((layer, "cell")),
+            )
+            for layer in layout["layers"]
+        }
+
+
+def find_runs(path: str | Path) -> Iterator[Path]:
+    """The run directories in ``path``, itself included, in order of name."""
+    path = Path(path)
+    if (path / SUMMARY).is_file():
+        yield path
+    else:
+        for summary in sorted(path.glob(f"**/{SUMMARY}")):
+            yield summary.parent
+
+
+def table(runs: Iterable[Run]) -> str:
+    """One line a run: how it ended, and how much of the gradient reaches the first time step.
+
+    The last two columns are the root mean square over the batch of ``‖∂L/∂h_t‖`` in the last layer
+    at the last logged step, at the first and at the last time step.
+    """
+    head = ("run", "status", "steps", "loss", "eval loss", "chance", "solved at", "clipped")
+    rows = [(*head, "|dL/dh_1|", "|dL/dh_T|")]
+    for run in runs:
+        s = run.summary
+        first, last = "-", "-"
+        if forward := [layer for layer in run.bptt if not layer.endswith("_reverse")]:
+            profile = run.bptt[forward[-1]].hidden[-1]
+            first, last = (f"{10.0**exponent:.1e}" for exponent in (profile[0], profile[-1]))
+        clipped = "-" if s["clip_fraction"] is None else f"{100 * s['clip_fraction']:.0f} %"
+        numbers = (_number(s[key]) for key in ("loss", "eval_loss", "chance_loss"))
+        solved = "never" if s["solved_at"] is None else str(s["solved_at"])
+        row = (run.path.name, s["status"], str(s["steps"]), *numbers, solved, clipped, first, last)
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join(left + right))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,262 @@
+"""What a run leaves on disk: metrics, recorded gradients, summary, and TensorBoard's view of them.
+
+Every file is appended or replaced whole, so that a run killed at any moment can be read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.tensorboard import SummaryWriter
+
+from rnngrad import __version__
+from rnngrad.bptt import LayerRecord, Tape, log10_mean, log10_rms
+from rnngrad.model import layer_key
+from rnngrad.runs import BPTT, BPTT_LAYOUT, COLUMNS, METRICS, SUMMARY, Floats, Run
+
+TAGS = {
+    "loss": "loss/train",
+    "accuracy": "accuracy/train",
+    "eval_loss": "loss/eval",
+    "eval_accuracy": "accuracy/eval",
+    "grad_norm_pre": "grad_norm/pre_clip",
+    "grad_norm_post": "grad_norm/post_clip",
+    "clip_coef": "clip/coef",
+    "clipped": "clip/clipped",
+}
+"""TensorBoard's tag of each column of metrics.csv."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended; the names and meanings are those of summary.json.
+
+    Args:
+        status: ``completed``, ``diverged`` or ``interrupted``.
+        steps: Updates done.
+        loss: Of the last batch, before its update.
+        eval_loss: Of the last evaluation, if there was one.
+        eval_accuracy: Likewise.
+        solved_at: Updates done at the first evaluation that met the task's rule.
+        clip_fraction: Of all updates.
+        reason: What went wrong, and where.
+    """
+
+    status: str
+    steps: int
+    loss: float
+    eval_loss: float | None
+    eval_accuracy: float | None
+    solved_at: int | None
+    clip_fraction: float
+    reason: str | None = None
+
+
+class Tracker:
+    """Writes one run's files.
+
+    Args:
+        directory: Of the run; files of an earlier attempt are replaced.
+        chance_loss: What a predictor without memory gets.
+
+    Leaving its ``with`` block closes the files; a run that was not finished by then has failed.
+    """
+
+    def __init__(self, directory: str | Path, chance_loss: float) -> None:
+        self.directory = Path(directory)
+        self._summary: dict[str, Any] = {
+            "status": "running",
+            "steps": 0,
+            "loss": None,
+            "eval_loss": None,
+            "eval_accuracy": None,
+            "chance_loss": chance_loss,
+            "solved_at": None,
+            "clip_fraction": None,
+            "verdict": None,
+            "reason": None,
+            "rnngrad": __version__,
+            "torch": torch.__version__,
+        }
+        self._clear()
+        self._write_summary()
+        self._metrics: IO[str] = (self.directory / METRICS).open("w", encoding="utf-8", newline="")
+        self._csv = csv.DictWriter(self._metrics, COLUMNS, lineterminator="\n")
+        self._csv.writeheader()
+        self._bptt = (self.directory / BPTT).open("wb")
+        self._has_layout = False
+        self._board = SummaryWriter(str(self.directory))
+        self._clock = (0, time.perf_counter())
+        self._drawn = 0
+
+    def log(self, row: Mapping[str, float], tape: Tape | None) -> None:
+        """One row of metrics.csv, and the recorded gradients if there are any."""
+        step = int(row["step"])
+        self._csv.writerow(row)
+        self._metrics.flush()
+        for column, tag in TAGS.items():
+            if column in row:
+                self._board.add_scalar(tag, row[column], step)
+        last_step, last_time = self._clock
+        self._clock = (step, time.perf_counter())
+        milliseconds = 1e3 * (self._clock[1] - last_time) / max(1, step - last_step)
+        self._board.add_scalar("time/step(ms)", milliseconds, step)
+        if tape is not None:
+            self._append({layer_key(name): profile(tape[name]) for name in tape}, step)
+        if "eval_loss" in row:
+            self._draw(step)
+
+    def finish(self, result: Result) -> None:
+        """How the run ended."""
+        self._summary |= asdict(result)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._summary["status"] == "running":
+            self._summary |= {"status": "failed", "reason": repr(error)}
+        self._draw(self._clock[0])
+        self._metrics.close()
+        self._bptt.close()
+        self._board.close()
+        self._write_summary()
+
+    def _append(self, profiles: dict[str, dict[str, Floats]], step: int) -> None:
+        if not self._has_layout:
+            steps = max(len(p) for kinds in profiles.values() for p in kinds.values())
+            layers = {layer: list(kinds) for layer, kinds in profiles.items()}
+            layout = {"T": steps, "layers": layers}
+            _replace(self.directory / BPTT_LAYOUT, json.dumps(layout))
+            self._has_layout = True
+        parts = [np.array([step], dtype=np.float64)]
+        parts += [values for kinds in profiles.values() for values in kinds.values()]
+        self._bptt.write(np.concatenate(parts).tobytes())
+        self._bptt.flush()
+
+    def _draw(self, step: int) -> None:
+        """The fields [training step x time step] so far, one image a layer and quantity."""
+        if step == self._drawn:
+            return
+        self._drawn = step
+        for layer, history in Run(self.directory).bptt.items():
+            for kind, values in (("hidden", history.hidden), ("cell", history.cell)):
+                if values is not None and len(values):
+                    symbol = "h" if kind == "hidden" else "c"
+                    title = f"{layer}: log10 |dL/d{symbol}_t|, RMS over the batch, before clipping"
+                    image = heatmap(history.step, values, title)
+                    tag = f"bptt_{kind}_pre_clip/{layer}"
+                    self._board.add_image(tag, image, step, dataformats="HWC")
+
+    def _clear(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for pattern in (METRICS, BPTT, BPTT_LAYOUT, "events.out.tfevents.*"):
+            for path in self.directory.glob(pattern):
+                path.unlink()
+
+    def _write_summary(self) -> None:
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in self._summary.items()
+        }
+        _replace(self.directory / SUMMARY, json.dumps(finite, indent=2, allow_nan=False) + "\n")
+
+
+def profile(layer: LayerRecord) -> dict[str, Floats]:
+    """One record as what is kept of it: ``log10`` over the batch, ``[T]`` each."""
+    kinds = {
+        "hidden": log10_rms(layer.hidden_norm).numpy(),
+        "direct": log10_rms(layer.direct_norm).numpy(),
+        "hidden_mean": log10_mean(layer.hidden_norm).numpy(),
+    }
+    if layer.cell_norm is not None:
+        kinds["cell"] = log10_rms(layer.cell_norm).numpy()
+    return kinds
+
+
+def heatmap(
+    step: np.ndarray[Any, Any],
+    values: Floats,
+    title: str,
+    *,
+    low: float = -12.0,
+    high: float = 2.0,
+) -> np.ndarray[Any, Any]:
+    """A field ``[S, T]`` as a picture with axes and a colour bar, for TensorBoard.
+
+    The colour range is fixed, so that runs can be compared; what lies under it has its darkest
+    colour, an exact 0 (``-inf``) is black, and NaN and ``+inf`` are red.
+
+    Args:
+        step: Training steps ``[S]``, from left to right.
+        values: ``log10`` of a norm ``[S, T]``; ``t`` from bottom to top.
+        title: What it shows.
+        low: Value of the darkest colour.
+        high: Value of the brightest.
+
+    Returns:
+        ``[height, width, 3]``, uint8.
+    """
+    left, top, wide, tall = 60, 46, 640, 300
+    columns = np.linspace(0, len(step) - 1, wide).round().astype(int)
+    rows = np.linspace(values.shape[1] - 1, 0, tall).round().astype(int)
+    canvas = np.full((top + tall + 46, left + wide + 80, 3), 255, dtype=np.uint8)
+    canvas[top : top + tall, left : left + wide] = _colours(values[columns][:, rows].T, low, high)
+    bar = np.linspace(high, low, tall)[:, None].repeat(14, 1)
+    canvas[top : top + tall, left + wide + 16 : left + wide + 30] = _colours(bar, low, high)
+    picture = Image.fromarray(canvas)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    draw.text((left + wide // 2, 8), title, fill="black", font=font, anchor="ma")
+    for tick in range(5):
+        x, index = left + tick * wide // 4, columns[min(tick * wide // 4, wide - 1)]
+        draw.line([(x, top + tall), (x, top + tall + 4)], fill="black")
+        draw.text((x, top + tall + 6), str(step[index]), fill="black", font=font, anchor="ma")
+        y, t = top + tall - tick * tall // 4, rows[::-1][min(tick * tall // 4, tall - 1)]
+        draw.line([(left - 4, y), (left, y)], fill="black")
+        draw.text((left - 8, y), str(t), fill="black", font=font, anchor="rm")
+    for value in np.arange(math.ceil(low / 2) * 2, high + 1e-9, 2):
+        y = top + round((high - value) / (high - low) * (tall - 1))
+        draw.text((left + wide + 36, y), f"{value:.0f}", fill="black", font=font, anchor="lm")
+    draw.text(
+        (left + wide // 2, top + tall + 26), "training step", fill="black", font=font, anchor="ma"
+    )
+    draw.text((8, top - 26), "time step t", fill="black", font=font)
+    return np.asarray(picture)
+
+
+_RAMP = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
+"""Five colours of viridis: even in brightness, and readable by the colour-blind."""
+
+
+def _colours(values: Floats, low: float, high: float) -> np.ndarray[Any, Any]:
+    position = np.clip((values - low) / (high - low), 0, 1) * (len(_RAMP) - 1)
+    position = np.nan_to_num(position)
+    channels = [np.interp(position, np.arange(len(_RAMP)), _RAMP[:, c]) for c in range(3)]
+    pixels = np.stack(channels, -1).astype(np.uint8)
+    pixels[np.isneginf(values)] = 0
+    pixels[np.isnan(values) | np.isposinf(values)] = (220, 20, 20)
+    return pixels
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes ``path`` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
