@@ -1,0 +1,274 @@
+"""The command ``rnngrad``: one run, or a sweep with ``-m``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from rnngrad.launcher import InUse, lock_directory, plain, register_run_name
+from rnngrad.parts import MISSING, InputError, unknown_key
+from rnngrad.runs import SUMMARY, Run, table
+
+DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
+"""Exit codes; a signal's is 128 and its number."""
+
+OUTCOMES = "RNNGRAD_OUTCOMES"
+"""Names a file in which each job of a sweep, in whatever process, leaves its exit code."""
+
+log = logging.getLogger("rnngrad")
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits with one of the codes above."""
+    sys.exit(run_command())
+
+
+def run_command() -> int:
+    """Hydra's app with its errors in one line each, and an exit code for every way to end."""
+    register_run_name()
+    parser = get_args_parser()
+    parser.error = _usage_error  # type: ignore[method-assign]
+    overrides = parser.parse_args().overrides
+    for override in overrides:
+        if override.lstrip("+~").startswith("=") or not override.lstrip("+~"):
+            return _refuse(InputError(override, MISSING, "is not of the form KEY=VALUE"), overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Path(folder, "outcomes")
+        ledger.touch()
+        # with HYDRA_FULL_ERROR it raises its errors instead of printing six lines and exiting
+        with _environment(HYDRA_FULL_ERROR="1", **{OUTCOMES: str(ledger)}):
+            try:
+                version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
+                hydra.main(config_path="pkg://rnngrad.conf", config_name="config", **version)(job)()
+            except SystemExit as exit:
+                if isinstance(exit.code, Exception):
+                    return _refuse(exit.code, overrides)
+                if exit.code:
+                    return exit.code if isinstance(exit.code, int) else FAILED
+            except Exception as error:
+                return _refuse(error, overrides)
+        outcomes = [line.split("\t") for line in ledger.read_text().splitlines()]
+    return _conclude([(int(code), Path(path)) for code, path in outcomes])
+
+
+def job(config: DictConfig) -> float:
+    """One run, start to end; called by Hydra with the composed configuration.
+
+    Returns:
+        What a sweeper minimises: the last evaluation's loss, ten times chance if it diverged.
+    """
+    settings = HydraConfig.get()
+    directory = Path(settings.runtime.output_dir)
+    code, objective = FAILED, float("inf")
+    try:
+        code, objective = _run(config, directory)
+    except (InputError, InUse) as error:
+        code = _refuse(error, [])
+    except Exception as error:
+        log.error(traceback.format_exc())
+        reason = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        _say(f"{reason} (traceback in {directory / 'rnngrad.log'})")
+    with open(os.environ[OUTCOMES], "a", encoding="utf-8") as ledger:
+        ledger.write(f"{code}\t{directory}\n")
+    if code > 128 and settings.mode == RunMode.MULTIRUN:
+        raise SystemExit(code)  # who interrupts a run wants the sweep to end
+    return objective
+
+
+def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
+    """Exit code and objective of a run whose configuration and directory were checked."""
+    from rnngrad.config import experiment, load_plugins
+    from rnngrad.model import build_model
+    from rnngrad.tracking import Tracker
+    from rnngrad.training import train
+
+    values = plain(config)
+    load_plugins(values, list(HydraConfig.get().overrides.task))
+    spec = experiment(values)
+    chance = spec.task.chance_loss
+    with lock_directory(directory):
+        done = Run(directory).summary if (directory / SUMMARY).exists() else {}
+        if done.get("status") == "completed":
+            _say(f"{_short(directory)} is already completed; remove it to train again")
+            return DONE, done["eval_loss"]
+        general, trainer = spec.general, spec.trainer
+        model = build_model(spec.cell, spec.task, spec.init, general.seed).to(general.device)
+        optimizer = spec.optim.build(model.parameters())
+        tracker = Tracker(directory, chance)
+        with tracker, _noticing_signals() as received:
+            result = train(
+                model,
+                spec.task,
+                optimizer,
+                spec.clip,
+                tracker,
+                seed=general.seed,
+                steps=trainer.steps,
+                batch_size=trainer.batch_size,
+                eval_every=trainer.eval_every,
+                eval_size=trainer.eval_size,
+                log_every=trainer.log_every,
+                stop_when_solved=trainer.stop_when_solved,
+                should_stop=lambda: bool(received),
+            )
+            tracker.finish(result)
+    if result.reason:
+        _say(f"{_short(directory)} {result.status}: {result.reason}")
+    if result.status == "interrupted":
+        _say(
+            f"{_short(directory)} interrupted after step {result.steps}; everything logged is kept"
+        )
+        return 128 + received[0], 10 * chance
+    if result.status == "diverged":
+        return DIVERGED, 10 * chance
+    return DONE, 10 * chance if result.eval_loss is None else result.eval_loss
+
+
+def explain(error: Exception, overrides: list[str]) -> str:
+    """Hydra's and OmegaConf's errors, which take up to ten lines, in one."""
+    text = str(error).split("Config search path")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    if found := re.search(r"Could not find '([^']+)/([^']+)'", first):
+        group, name = found.groups()
+        options = text.partition("Available options in")[2].partition(":")[2].split()
+        allowed = (
+            f"must be one of {', '.join(options)}" if options else "there is nothing to choose"
+        )
+        return f"{group}={name}: {allowed}"
+    if found := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", first):
+        key = found.group(1).split("=")[0].lstrip("+~")
+        given = next((o for o in overrides if o.lstrip("+~").startswith(key)), key)
+        keys = _keys(overrides)
+        return f"{given}: {first}" if key in keys else f"{given}: {unknown_key(key, keys)}"
+    if first.startswith("Ambiguous value for argument"):
+        given = first.split("'")[1]
+        return f"{given}: several values; to sweep over them add -m, for a list write [A,B]"
+    if found := re.search(r"Multiple values for (\S+)\.", first):
+        group = found.group(1)
+        return f"{group}: is given twice; write {group}=NAME once, without +"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: is not of the form KEY=VALUE ({first})"
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {first}"
+    return first
+
+
+def _keys(overrides: list[str]) -> list[str]:
+    """The groups and keys there are, with the parts that ``overrides`` choose."""
+    with hydra.initialize_config_module("rnngrad.conf", version_base="1.3"):
+        groups = set(plain(hydra.compose("config")))
+        chosen = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and o.split("=")[0] in groups]
+        try:
+            keys = plain(hydra.compose("config", chosen))
+        except (HydraException, OmegaConfBaseException):
+            keys = plain(hydra.compose("config"))
+    inner = [
+        f"{group}.{key}" for group, node in keys.items() if isinstance(node, dict) for key in node
+    ]
+    return [*keys, "experiment", *(key for key in inner if not key.endswith(".name"))]
+
+
+def _refuse(error: Exception, overrides: list[str]) -> int:
+    """Says what is wrong in one line; the exit code that goes with it."""
+    if isinstance(error, InUse):
+        _say(str(error))
+        return IN_USE
+    if isinstance(error, InputError):
+        _say(str(error))
+        return BAD_INPUT
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        _say(explain(error, overrides))
+        return BAD_INPUT
+    if isinstance(error, OSError):
+        _say(f"{error.filename}: cannot be used as a run directory ({error.strerror})")
+        return BAD_INPUT
+    traceback.print_exception(error)
+    return FAILED
+
+
+def _conclude(outcomes: list[tuple[int, Path]]) -> int:
+    """Prints the runs as a table; the exit code of the whole command."""
+    finished = [Run(path) for _, path in outcomes if (path / SUMMARY).exists()]
+    if finished:
+        print(table(finished))
+    codes = [code for code, _ in outcomes]
+    if len(codes) == 1:
+        return codes[0]
+    return max((c if c in (DONE, DIVERGED) else FAILED for c in codes), default=DONE)
+
+
+@contextmanager
+def _noticing_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM are put into the list, once; a second one acts as it did before."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python delivers signals to the main thread alone
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for number in before:
+        signal.signal(number, notice)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _usage_error(message: str) -> NoReturn:
+    _say(f"{message}; see rnngrad --help")
+    sys.exit(BAD_INPUT)
+
+
+def _say(line: str) -> None:
+    print(f"rnngrad: {line}", file=sys.stderr)
+
+
+def _short(directory: Path) -> Path:
+    """The directory as a person in this one would name it."""
+    return directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What stands between Hydra and a run: no job starts before every job of the command is sound."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from rnngrad.parts import InputError
+from rnngrad.runs import CONFIG, SUMMARY
+
+LOCK = ".lock"
+
+
+class InUse(Exception):
+    """The run directory is being written to by another process."""
+
+
+class Gate(Callback):
+    """Checks values and directories of all jobs before Hydra makes the first directory.
+
+    Hydra turns a callback's exceptions into warnings and goes on, but lets ``SystemExit`` through:
+    that is how every error leaves, as its argument.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check_job(config, "hydra.run.dir")
+        except Exception as error:
+            raise SystemExit(error) from error
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            seen: dict[Path, int] = {}
+            for number, job in enumerate(sweep_jobs(config, kwargs["config_name"])):
+                directory = check_job(job, "hydra.sweep.dir", "hydra.sweep.subdir")
+                if directory in seen:
+                    raise InputError(
+                        "hydra.sweep.subdir",
+                        directory,
+                        f"is the directory of job {seen[directory]} and of job {number}; "
+                        "every job needs its own",
+                    )
+                seen[directory] = number
+        except Exception as error:
+            raise SystemExit(error) from error
+
+
+def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
+    """The composed configuration of every job that a grid sweep will launch, in its order.
+
+    Other sweepers choose their values as they go: their jobs are checked as they start.
+    """
+    if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+        return
+    overrides = list(config.hydra.overrides.task)
+    given = {override.split("=")[0] for override in overrides}
+    params = config.hydra.sweeper.params or {}
+    overrides += [f"{key}={value}" for key, value in params.items() if key not in given]
+    choices = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [str(o.input_line)]
+        for o in OverridesParser.create().parse_overrides(overrides)
+    ]
+    for number, job in enumerate(itertools.product(*choices)):
+        composed = compose(
+            config_name,
+            [*config.hydra.overrides.hydra, *job, "hydra.mode=RUN"],
+            return_hydra_config=True,
+        )
+        with open_dict(composed):
+            composed.hydra.job.num = number
+            composed.hydra.job.id = str(number)
+            composed.hydra.overrides.task = list(job)
+        yield composed
+
+
+def check_job(config: DictConfig, *directory_keys: str) -> Path:
+    """Checks one job's values and that its directory is free for it; returns the directory.
+
+    Raises:
+        InputError: A value is not allowed, or the directory belongs to something else.
+        InUse: The same run is going on there.
+    """
+    from rnngrad.config import experiment, load_plugins  # torch: only once Hydra has found no fault
+
+    for group, choice in config.hydra.runtime.choices.items():
+        if choice is not None and not isinstance(choice, str):
+            raise InputError(group, choice, f"one name is needed; to sweep, -m {group}=A,B")
+    values = plain(config)
+    load_plugins(values, list(config.hydra.overrides.task))
+    experiment(values)
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)  # ${hydra:...} in the directory's name
+    try:
+        directory = Path(*(str(OmegaConf.select(config, key)) for key in directory_keys))
+    finally:
+        HydraConfig.instance().cfg = before
+    key = directory_keys[-1]
+    refuse_foreign(directory, values, key)
+    return directory.absolute()
+
+
+def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None:
+    """Lets a run have a directory that is new, empty, or already its own and not in use."""
+    if not directory.exists():
+        return
+    if not directory.is_dir() or (not (directory / SUMMARY).exists() and any(directory.iterdir())):
+        raise InputError(key, directory, "exists and is not a run; name a new or empty directory")
+    stored = directory / CONFIG
+    if stored.exists():
+        there = _flat(yaml.safe_load(stored.read_text(encoding="utf-8")))
+        here = _flat(values)
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name):
+                raise InputError(
+                    key,
+                    directory,
+                    f"holds another run ({name} is {there.get(name)} there and "
+                    f"{here.get(name)} here); name another directory",
+                )
+    if (directory / LOCK).exists():
+        lock_directory(directory).release()
+
+
+def lock_directory(directory: Path) -> FileLock:
+    """The right to write to a run directory; the system takes it back from a process that dies.
+
+    Raises:
+        InUse: Another process holds it.
+    """
+    lock = FileLock(directory / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InUse(f"{directory}: a run is going on here; wait for it, or stop it") from None
+    return lock
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration without Hydra's own part, resolved, as plain values."""
+    values = OmegaConf.to_container(
+        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
+    )
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def register_run_name() -> None:
+    """Makes ``${rnngrad.run_name:}`` mean the name of the run that the configuration describes."""
+
+    def run_name(*, _root_: DictConfig) -> str:
+        from rnngrad.config import experiment
+
+        return experiment(plain(_root_)).run_name
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OmegaConf 2.4 is about to rename the function
+        OmegaConf.register_new_resolver("rnngrad.run_name", run_name, replace=True)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
