@@ -102,7 +102,7 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
     from rnngrad.training import train
 
     values = plain(config)
-    load_plugins(values, list(HydraConfig.get().overrides.task))
+    load_plugins(values, HydraConfig.get().overrides.task)
     spec = experiment(values)
     chance = spec.task.chance_loss
     with lock_directory(directory):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -111,7 +111,7 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
         raise InputError(missing, MISSING, "is missing") from None
 
 
-def load_plugins(config: Mapping[str, Any], overrides: list[str]) -> None:
+def load_plugins(config: Mapping[str, Any], overrides: Iterable[str]) -> None:
     """Imports the modules named by ``plugins=[...]``, which register parts of the user's own.
 
     Raises:

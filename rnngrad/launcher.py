@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rnngrad.parts import InputError
-from rnngrad.runs import CONFIG, SUMMARY
+from rnngrad.runs import CONFIG
 
 LOCK = ".lock"
 
@@ -63,7 +63,7 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     """
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         return
-    overrides = list(config.hydra.overrides.task)
+    overrides = overrides_of(config, "task")
     given = {override.split("=")[0] for override in overrides}
     params = config.hydra.sweeper.params or {}
     overrides += [f"{key}={value}" for key, value in params.items() if key not in given]
@@ -76,7 +76,7 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     for number, job in enumerate(itertools.product(*choices)):
         composed = compose(
             config_name,
-            [*config.hydra.overrides.hydra, *job, "hydra.mode=RUN"],
+            [*overrides_of(config, "hydra"), *job, "hydra.mode=RUN"],
             return_hydra_config=True,
         )
         with open_dict(composed):
@@ -95,11 +95,13 @@ def check_job(config: DictConfig, *directory_keys: str) -> Path:
     """
     from rnngrad.config import experiment, load_plugins  # torch: only once Hydra has found no fault
 
-    for group, choice in config.hydra.runtime.choices.items():
-        if choice is not None and not isinstance(choice, str):
-            raise InputError(group, choice, f"one name is needed; to sweep, -m {group}=A,B")
     values = plain(config)
-    load_plugins(values, list(config.hydra.overrides.task))
+    overrides = overrides_of(config, "task")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if isinstance(values.get(key), dict) and value.startswith("["):  # Hydra would merge them
+            raise InputError(key, value, f"one name is needed; to sweep, -m {key}=A,B")
+    load_plugins(values, overrides)
     experiment(values)
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)  # ${hydra:...} in the directory's name
@@ -116,9 +118,12 @@ def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None
     """Lets a run have a directory that is new, empty, or already its own and not in use."""
     if not directory.exists():
         return
-    if not directory.is_dir() or (not (directory / SUMMARY).exists() and any(directory.iterdir())):
-        raise InputError(key, directory, "exists and is not a run; name a new or empty directory")
     stored = directory / CONFIG
+    early = {".hydra", LOCK, "rnngrad.log"}  # all that is there before a run's configuration is
+    if not directory.is_dir() or (
+        not stored.exists() and {path.name for path in directory.iterdir()} - early
+    ):
+        raise InputError(key, directory, "exists and is not a run; name a new or empty directory")
     if stored.exists():
         there = _flat(yaml.safe_load(stored.read_text(encoding="utf-8")))
         here = _flat(values)
@@ -146,6 +151,13 @@ def lock_directory(directory: Path) -> FileLock:
     except Timeout:
         raise InUse(f"{directory}: a run is going on here; wait for it, or stop it") from None
     return lock
+
+
+def overrides_of(config: DictConfig, kind: str) -> list[str]:
+    """The command line's overrides of the ``task`` or of ``hydra``, as they were typed."""
+    overrides = OmegaConf.to_container(config.hydra.overrides[kind], resolve=False)
+    assert isinstance(overrides, list)
+    return [str(override) for override in overrides]
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -150,21 +150,22 @@ def locate_nonfinite(model: SequenceModel, task: Task, inputs: Tensor, targets: 
         where = f"hidden state of the last layer ({hidden.shape[-1]} units)"
         if (t := _first_nonfinite(hidden)) is not None:
             return f"{where} is not finite from t = {t} of {len(hidden)} on"
-        if not model(inputs).isfinite().all():
+        outputs = model(inputs)
+        if not outputs.isfinite().all():
             return "the read-out's output is not finite while every hidden state is"
+        if not (loss := task.loss(outputs, targets)).isfinite():
+            return f"the loss is {loss.item()} while every output is finite"
     model.zero_grad()
     with record(model) as tape:
-        loss = task.loss(model(inputs), targets)
-        if not loss.isfinite():
-            return f"the loss is {loss.item()} while every output is finite"
-        loss.backward()
+        task.loss(model(inputs), targets).backward()
     named = [n for n, p in model.named_parameters() if p.grad is not None]
     bad = [n for n in named if not model.get_parameter(n).grad.isfinite().all()]  # type: ignore[union-attr]
     steps = []
     for name in tape:
         back_in_time = tape[name].hidden_norm.flip(0).unsqueeze(-1)
         if (k := _first_nonfinite(back_in_time)) is not None:
-            steps.append(f"going back, ∂L/∂h_t of {name} is not finite from t = {-k - 1} on")
+            t = len(back_in_time) - 1 - k
+            steps.append(f"going back, ∂L/∂h_t of {name} is not finite from t = {t} on")
     if not bad:
         return "nothing on this batch is"
     return "; ".join([f"gradient of {', '.join(bad)} is not finite", *steps])

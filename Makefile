@@ -1,0 +1,39 @@
+# Every target sets up what it needs in .venv, from a bare clone. PYTHON=python3.12 chooses another
+# interpreter (3.10 to 3.13).
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: run test test-slow lint clean
+
+run: .venv/installed
+	$(BIN)/rnngrad -m experiment=first_look cell=rnn,lstm hydra.sweep.dir=runs/first_look
+	$(BIN)/rnngrad-report runs/first_look
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@echo "installing rnngrad and torch into .venv (a minute or two) ..."
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(INSTALL) --editable ".[test]"
+	touch $@
+
+.venv/installed-dev: .venv/installed-test
+	$(INSTALL) --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

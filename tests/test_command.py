@@ -1,0 +1,441 @@
+"""The command line: what it refuses and how, exit codes, sweeps, directories, signals."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from rnngrad.__main__ import run_command
+from rnngrad.runs import Run, find_runs
+
+TINY = [
+    "task.length=5",
+    "cell.hidden_size=4",
+    "trainer.steps=3",
+    "trainer.batch_size=2",
+    "trainer.eval_size=2",
+]
+
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """Runs a command line in this process, in an empty folder: exit code, and what it said."""
+    monkeypatch.chdir(tmp_path)
+    handlers = logging.root.handlers[:]
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["rnngrad", *arguments])
+        capfd.readouterr()
+        try:
+            code = run_command()
+        except SystemExit as exit:
+            code = exit.code if isinstance(exit.code, int) else 1
+        out, err = capfd.readouterr()
+        return code, out + err
+
+    yield run
+    for handler in logging.root.handlers[:]:
+        handler.close()
+    logging.root.handlers[:] = handlers
+
+
+def whole(path: Path) -> bool:
+    """Whether a run directory has everything that a completed run leaves."""
+    run = Run(path)
+    names = {p.name for p in path.iterdir()}
+    return (
+        run.summary["status"] == "completed"
+        and {".hydra", "metrics.csv", "bptt.f64", "bptt.json", "summary.json"} <= names
+        and any(name.startswith("events.out.tfevents") for name in names)
+        and run.metrics["step"][-1] == run.summary["steps"]
+        and bool(run.bptt)
+        and bool(run.config)
+    )
+
+
+BAD = [
+    ("trainer.stpes=5", "trainer.stpes=5: no such key; did you mean trainer.steps?"),
+    ("trainer.foo=5", "trainer.foo=5: no such key"),
+    ("foo=1", "foo=1: no such key; there are task, cell"),
+    ("+foo=1", "foo=1: no such key"),
+    ("++optim.lrr=3", "optim.lrr=3: no such key; did you mean lr?"),
+    ("+cell._target_=os.system", "cell._target_=os.system: no such key"),
+    ("trainer.steps=0", "trainer.steps=0: must be an integer >= 1"),
+    ("trainer.steps=-3", "trainer.steps=-3: must be an integer >= 1"),
+    ("trainer.steps=abc", "trainer.steps=abc: must be an integer >= 1"),
+    ("trainer.steps=nan", "trainer.steps=nan: must be an integer >= 1"),
+    ("trainer.steps=2.5", "trainer.steps=2.5: must be an integer >= 1"),
+    ("trainer.steps=true", "trainer.steps=true: must be an integer >= 1"),
+    ("trainer.steps=null", "trainer.steps=null: must be an integer >= 1"),
+    ("trainer.steps=[1]", "trainer.steps=[1]: must be an integer >= 1"),
+    ("trainer.steps=1,2", "trainer.steps=1,2: several values; to sweep over them add -m"),
+    ("trainer.steps=[1", "trainer.steps=[1: is not of the form KEY=VALUE"),
+    ("trainer.stop_when_solved=1", "trainer.stop_when_solved=1: must be true or false"),
+    ("trainer=fast", "trainer=fast: must be one of default"),
+    ("~trainer", "trainer: is missing; give trainer=default"),
+    ("task=nonsense", "task=nonsense: must be one of adding, copy"),
+    ("task=[adding,copy]", "task=[adding,copy]: one name is needed; to sweep, -m task=A,B"),
+    ("tsk=copy", "tsk=copy: no such key; did you mean task?"),
+    ("~task", "task: is missing; give one of adding, copy"),
+    ("+task=copy", "task: is given twice"),
+    ("task.name=sort", "task.name=sort: must be one of adding, copy"),
+    ("~task.length", "task.length: is missing"),
+    ("task.length=1", "task.length=1: must be an integer >= 2"),
+    ("clip.max_norm=0", "clip.max_norm=0: must be a finite number > 0"),
+    ("clip.max_norm=-1", "clip.max_norm=-1: must be a finite number > 0"),
+    ("clip.max_norm=nan", "clip.max_norm=nan: must be a finite number > 0"),
+    ("clip.max_norm=inf", "clip.max_norm=inf: must be a finite number > 0"),
+    ("clip.norm_type=0.5", "clip.norm_type=0.5: must be a number >= 1, or inf"),
+    ("clip=none clip.max_norm=1", "clip.max_norm=1: no such key"),
+    ("cell=rnn cell.nonlinearity=sin", "cell.nonlinearity=sin: must be one of tanh, relu"),
+    ("cell.forget_bias=inf", "cell.forget_bias=inf: must be a finite number or null"),
+    ("optim.lr=abc", "optim.lr=abc: must be a finite number > 0"),
+    ("optim.betas=[0.9]", "optim.betas=[0.9]: must be [a number >= 0 and < 1, a number"),
+    ("seed=-1", "seed=-1: must be an integer >= 0"),
+    ("~seed", "seed: is missing"),
+    ("seed=${nothing}", "seed: Interpolation key 'nothing' not found"),
+    ("device=banana", "device=banana: is not a device that this torch can use"),
+    ("device=3", "device=3: must be a text"),
+    ("plugins=[no_such_module]", "plugins=no_such_module: cannot be imported"),
+    ("plugins=3", "plugins=3: must be a list of module names"),
+    ("experiment=nothing", "experiment=nothing: must be one of first_look"),
+    ("resume=somewhere", "resume=somewhere: no such key"),
+    ("=3", "=3: is not of the form KEY=VALUE"),
+    ("foo", "foo: is not of the form KEY=VALUE"),
+    ("--bogus", "unrecognized arguments: --bogus; see rnngrad --help"),
+    ("--config-name nothing", "Cannot find primary config 'nothing'"),
+    ("--config-dir nothing", "Additional config directory"),
+    ("hydra/launcher=nothing", "hydra/launcher=nothing: must be one of basic"),
+    ("-m trainer.steps=5,0", "trainer.steps=0: must be an integer >= 1"),
+    ("-m trainer.steps=5,abc", "trainer.steps=abc: must be an integer >= 1"),
+    ("-m trainer.stpes=5,6", "trainer.stpes=5,6: no such key; did you mean trainer.steps?"),
+    ("-m cell=lstm,foo", "cell=foo: must be one of gru, lstm, rnn"),
+    ("-m seed=1,1", "is the directory of job 0 and of job 1; every job needs its own"),
+    ("-m seed=0,1 hydra.sweep.subdir=same", "every job needs its own"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), BAD, ids=[line for line, _ in BAD])
+def test_bad_input_is_one_line_exit_2_and_nothing_written(
+    line: str, says: str, command: Command, tmp_path: Path
+) -> None:
+    code, said = command(*line.split())
+    assert code == 2
+    assert said.startswith("rnngrad: ") and says in said
+    assert said.count("\n") == 1 and "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "other run", "unwritable"])
+def test_a_directory_that_is_not_this_runs_is_refused_and_left_as_it_was(
+    kind: str, command: Command, tmp_path: Path
+) -> None:
+    if kind == "folder":
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "notes.txt").write_text("mine")
+    elif kind == "file":
+        (tmp_path / "there").write_text("mine")
+    elif kind == "other run":
+        assert command(*TINY, "hydra.run.dir=there", "seed=1")[0] == 0
+    target = "/proc/there" if kind == "unwritable" else "there"
+    before = snapshot(tmp_path)
+    code, said = command(*TINY, f"hydra.run.dir={target}")
+    assert code == 2 and said.count("\n") == 1
+    expected = {
+        "folder": "hydra.run.dir=there: exists and is not a run",
+        "file": "hydra.run.dir=there: exists and is not a run",
+        "other run": "holds another run (seed is 1 there and 0 here)",
+        "unwritable": "/proc/there: cannot be used as a run directory",
+    }
+    assert expected[kind] in said
+    assert snapshot(tmp_path) == before
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in path.glob("**/*") if p.is_file()}
+
+
+def test_a_sweep_into_another_runs_directory_is_refused_before_job_0(
+    command: Command, tmp_path: Path
+) -> None:
+    assert command(*TINY, "hydra.run.dir=runs/1", "seed=7")[0] == 0
+    before = snapshot(tmp_path)
+    code, said = command("-m", *TINY, "seed=0,1", "hydra.sweep.subdir=${hydra:job.num}")
+    assert code == 2 and "holds another run (seed is 7 there and 1 here)" in said
+    assert snapshot(tmp_path) == before
+
+
+def test_a_run_leaves_a_whole_directory_named_after_what_defines_it(
+    command: Command, tmp_path: Path
+) -> None:
+    code, said = command(*TINY, "seed=3")
+    assert code == 0 and "completed" in said and "|dL/dh_1|" in said
+    (path,) = find_runs(tmp_path / "runs")
+    assert path.name.startswith("adding_lstm_norm_s3-") and len(path.name.split("-")[1]) == 8
+    assert whole(path)
+    assert Run(path).config["trainer"]["steps"] == 3
+
+
+def test_the_same_command_finds_its_own_run_again(command: Command, tmp_path: Path) -> None:
+    command(*TINY)
+    before = snapshot(tmp_path / "runs")
+    code, said = command(*TINY, "optim.lr=1e-3")  # the default, written otherwise
+    assert code == 0 and "is already completed" in said
+    after = snapshot(tmp_path / "runs")
+    for name in before:
+        if ".hydra" not in name:
+            assert after[name] == before[name]
+
+
+def test_an_unfinished_run_is_trained_again_to_the_same_end(
+    command: Command, tmp_path: Path
+) -> None:
+    command(*TINY)
+    (path,) = find_runs(tmp_path)
+    metrics, summary = (path / "metrics.csv").read_bytes(), (path / "summary.json").read_text()
+    (path / "summary.json").write_text(summary.replace("completed", "interrupted"))
+    (path / "metrics.csv").write_text("half a li")
+    assert command(*TINY)[0] == 0
+    assert (path / "metrics.csv").read_bytes() == metrics
+    assert len(list(path.glob("events.out.tfevents.*"))) == 1
+
+
+def test_a_live_directory_is_exit_4_and_a_dead_ones_lock_is_not(
+    command: Command, tmp_path: Path
+) -> None:
+    assert command(*TINY, "hydra.run.dir=live")[0] == 0
+    before = snapshot(tmp_path)
+    with FileLock(tmp_path / "live" / ".lock"):
+        code, said = command(*TINY, "hydra.run.dir=live")
+        assert code == 4 and "a run is going on here" in said and said.count("\n") == 1
+        assert snapshot(tmp_path) == before
+    assert command(*TINY, "hydra.run.dir=live")[0] == 0
+
+
+def test_divergence_is_exit_3_with_everything_logged(command: Command, tmp_path: Path) -> None:
+    line = ["cell=rnn", *TINY, "clip=none", "optim=sgd", "optim.lr=1e38", "trainer.eval_every=100"]
+    code, said = command(*line)
+    assert code == 3 and "diverged: step 2: " in said and "Traceback" not in said
+    (path,) = find_runs(tmp_path)
+    run = Run(path)
+    assert run.summary["status"] == "diverged" and run.summary["loss"] is None
+    assert run.metrics["step"].tolist() == [1, 2] and run.bptt["l0"].step.tolist() == [1]
+
+
+def test_a_failure_is_exit_1_with_its_traceback_in_the_runs_log(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("broken on purpose")
+
+    monkeypatch.setattr("rnngrad.training.train", broken)
+    code, said = command(*TINY)
+    assert code == 1 and "failed: ZeroDivisionError: broken on purpose" in said
+    assert "Traceback" not in said
+    (path,) = find_runs(tmp_path)
+    assert "Traceback" in (path / "rnngrad.log").read_text()
+    assert Run(path).summary["status"] == "failed"
+
+
+def test_a_sweep_of_18_runs_completes_with_every_directory_whole(
+    command: Command, tmp_path: Path
+) -> None:
+    tiny = [o for o in TINY if "task" not in o]
+    code, said = command(
+        "-m",
+        "task=copy,adding",
+        "cell=rnn,lstm,gru",
+        "clip=none,norm,value",
+        "task.length=5",
+        *tiny,
+    )
+    assert code == 0 and said.count("completed") == 18
+    paths = list(find_runs(tmp_path))
+    assert len(paths) == 18 and all(map(whole, paths))
+    code, said = command(
+        "-m",
+        "task=copy,adding",
+        "cell=rnn,lstm,gru",
+        "clip=none,norm,value",
+        "task.length=5",
+        *tiny,
+    )
+    assert code == 0 and said.count("is already completed") == 18
+
+
+def test_in_a_sweep_divergence_is_3_failure_1_and_the_others_go_on(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["-m", "cell=rnn", *TINY, "clip=none", "optim=sgd", "trainer.eval_every=100"]
+    code, _ = command(*line, "optim.lr=1e38,0.01", "seed=0,1")
+    assert code == 3
+    statuses = sorted(Run(p).summary["status"] for p in find_runs(tmp_path))
+    assert statuses == ["completed", "completed", "diverged", "diverged"]
+
+    from rnngrad import training
+
+    real = training.train
+
+    def sometimes(*args: object, seed: int, **kwargs: object) -> object:
+        if seed == 5:
+            raise ZeroDivisionError
+        return real(*args, seed=seed, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("rnngrad.training.train", sometimes)
+    code, said = command(*line, "optim.lr=0.01", "seed=5,6")
+    assert code == 1 and "failed: ZeroDivisionError" in said
+    statuses = [Run(p).summary["status"] for p in find_runs(tmp_path) if "_s6-" in p.name]
+    assert statuses == ["completed"]
+
+
+def test_jobs_of_a_sweep_equal_single_runs(command: Command, tmp_path: Path) -> None:
+    command("-m", *TINY, "seed=4,5", "hydra.sweep.dir=sweep")
+    command(*TINY, "seed=5", "hydra.run.dir=single")
+    (job,) = (tmp_path / "sweep").glob("*_s5-*")
+    for name in ("metrics.csv", "bptt.f64"):
+        assert (job / name).read_bytes() == (tmp_path / "single" / name).read_bytes()
+
+
+PLUGIN = """
+from dataclasses import dataclass
+import torch
+from rnngrad.cells import CELLS, CellPart
+
+class MinimalCell(torch.nn.Module):
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.inner = torch.nn.Linear(input_size + hidden_size, hidden_size)
+
+    def forward(self, x, h):
+        h = x.new_zeros(len(x), self.inner.out_features) if h is None else h
+        return torch.tanh(self.inner(torch.cat([x, h], -1)))
+
+@CELLS.register("minimal")
+@dataclass(frozen=True)
+class Minimal(CellPart):
+    def cell(self, input_size):
+        return MinimalCell(input_size, self.hidden_size)
+"""
+
+
+def test_a_users_own_cell_is_a_module_and_a_yaml(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    (tmp_path / "own" / "cell").mkdir(parents=True)
+    (tmp_path / "own" / "cell" / "minimal.yaml").write_text(
+        "name: minimal\nhidden_size: 4\nnum_layers: 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, said = command("--config-dir", "own", "plugins=[mine]", "cell=minimal", *TINY)
+    assert code == 0, said
+    (path,) = find_runs(tmp_path / "runs")
+    assert list(Run(path).bptt) == ["l0", "l1"]
+
+
+def test_plugins_named_by_a_file_are_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "sly.yaml").write_text(
+        "# @package _global_\nplugins: [this]\n"
+    )
+    code, said = command("--config-dir", "own", "experiment=sly")
+    assert code == 2 and "is only taken from the command line" in said
+    assert "this" not in sys.modules
+
+
+def test_defaults_stand_in_the_yaml_alone_and_read_the_same_everywhere() -> None:
+    """PyYAML takes 1e-3 for a text: a default must be written so that both agree."""
+    from omegaconf import OmegaConf
+
+    folder = Path(__file__).parent.parent / "conf"
+    files = list(folder.glob("**/*.yaml"))
+    assert len(files) >= 13
+    for file in files:
+        if file.name != "config.yaml":
+            plain = yaml.safe_load(file.read_text())
+            assert plain == OmegaConf.to_container(OmegaConf.load(file)), file
+
+
+# --- in a process of their own
+
+
+def process(tmp_path: Path, *arguments: str, **options: object) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["-sc", "query=bash"]])
+def test_help_config_and_completion_answer_without_importing_torch(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    code = (
+        f"import sys; sys.argv = ['rnngrad', *{arguments!r}]\n"
+        "from rnngrad.__main__ import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    environment = {"COMP_LINE": "rnngrad tas", "COMP_POINT": "11"}
+    os.environ.update(environment)
+    running = process(tmp_path, "-c", code)
+    out, _ = running.communicate(timeout=60)
+    for name in environment:
+        del os.environ[name]
+    assert running.returncode == 0 and out.rstrip().endswith("False")
+    assert {"--help": "task: adding, copy", "--cfg": "max_norm: 1.0", "-sc": "task="}[
+        arguments[0]
+    ] in out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_signal_ends_the_run_after_its_step_with_everything_logged(
+    number: int, code: int, sweep: bool, tmp_path: Path
+) -> None:
+    line = ["-m", "rnngrad", *(["-m", "seed=0,1"] if sweep else []), *TINY]
+    running = process(tmp_path, *line, "trainer.steps=1000000", "trainer.log_every=10")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        metrics = [Run(p).metrics["step"] for p in find_runs(tmp_path)]
+        if metrics and len(metrics[0]) > 3:
+            break
+        time.sleep(0.05)
+    running.send_signal(number)
+    out, _ = running.communicate(timeout=30)
+    assert running.returncode == code, out
+    assert "interrupted after step" in out and "Traceback" not in out
+    (path,) = find_runs(tmp_path)
+    run = Run(path)
+    assert run.summary["status"] == "interrupted"
+    assert run.metrics["step"][-1] == run.summary["steps"] > 30
+
+
+def test_two_processes_never_write_to_one_directory(tmp_path: Path) -> None:
+    line = ["-m", "rnngrad", *TINY, "trainer.steps=300"]
+    running = [process(tmp_path, *line) for _ in range(2)]
+    codes = sorted(r.wait(timeout=120) for r in running)
+    for r in running:
+        assert r.stdout is not None
+        r.stdout.close()
+    assert codes in ([0, 4], [0, 0]), "the second waits for nothing: in use, or already completed"
+    (path,) = find_runs(tmp_path)
+    assert Run(path).metrics["step"].tolist() == [1, 50, 100, 150, 200, 250, 300]

@@ -1,0 +1,372 @@
+"""The loop and what it leaves on disk, on the smallest settings."""
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from rnngrad.bptt import log10_mean, log10_rms, record
+from rnngrad.cells import CELLS
+from rnngrad.clipping import CLIPS, Clip
+from rnngrad.init import INITS
+from rnngrad.model import SequenceModel, build_model
+from rnngrad.optim import OPTIMS
+from rnngrad.report import figure, write
+from rnngrad.runs import BPTT, COLUMNS, METRICS, Run, table
+from rnngrad.task import TASKS, Task, training_generator
+from rnngrad.tracking import Result, Tracker, heatmap
+from rnngrad.training import train
+
+SMALL: dict[str, Any] = {
+    "seed": 0,
+    "steps": 12,
+    "batch_size": 4,
+    "eval_every": 6,
+    "eval_size": 7,
+    "log_every": 5,
+    "stop_when_solved": False,
+}
+
+
+def small_run(
+    path: Path,
+    *,
+    task: str = "adding",
+    cell: str = "rnn",
+    clip: str = "norm",
+    optim: str = "adam",
+    layers: int = 1,
+    lr: float = 0.01,
+    model: SequenceModel | None = None,
+    **changes: Any,
+) -> tuple[Run, Result, SequenceModel]:
+    made: Task = TASKS.default(task, length=6)
+    part = CELLS.default(cell, hidden_size=5, num_layers=layers)
+    model = model or build_model(part, made, INITS.default("torch"), SMALL["seed"])
+    optimizer = OPTIMS.default(optim, lr=lr).build(model.parameters())
+    rule: Clip = CLIPS.default(clip)
+    with Tracker(path, made.chance_loss) as tracker:
+        result = train(model, made, optimizer, rule, tracker, **(SMALL | changes))
+        tracker.finish(result)
+    return Run(path), result, model
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return small_run(tmp_path_factory.mktemp("run"), cell="lstm", layers=2)[0]
+
+
+@pytest.mark.parametrize("task", sorted(TASKS.load()))
+@pytest.mark.parametrize("cell", sorted(CELLS.load()))
+@pytest.mark.parametrize("clip", sorted(CLIPS.load()))
+@pytest.mark.parametrize("optim", sorted(OPTIMS.load()))
+def test_every_combination_of_parts_trains(
+    task: str, cell: str, clip: str, optim: str, tmp_path: Path
+) -> None:
+    run, result, _ = small_run(tmp_path, task=task, cell=cell, clip=clip, optim=optim, steps=2)
+    assert result.status == run.summary["status"] == "completed"
+    assert math.isfinite(run.summary["eval_loss"]) and "l0" in run.bptt
+
+
+def test_a_step_is_the_step_written_by_hand(tmp_path: Path) -> None:
+    _, _, trained = small_run(tmp_path, steps=3)
+    task = TASKS.default("adding", length=6)
+    model = build_model(CELLS.default("rnn", hidden_size=5), task, INITS.default("torch"), 0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in (1, 2, 3):
+        x, y = task.batch(4, training_generator(0, step))
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    for a, b in zip(trained.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_equal_runs_leave_equal_files_and_another_seed_does_not(tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(name) + seed)  # the global stream must not matter
+        runs.append(small_run(tmp_path / name, seed=seed)[0].path)
+    for file in (METRICS, BPTT):
+        a, b, c = ((path / file).read_bytes() for path in runs)
+        assert a == b != c
+
+
+def test_building_a_model_leaves_the_global_stream_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model = build_model(
+        CELLS.default("lstm"), TASKS.default("adding"), INITS.default("torch"), seed=3
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    assert (model.rnn.bias_ih_l0[128:256] == 1).all() and (model.rnn.bias_hh_l0[128:256] == 0).all()
+
+
+def test_torchs_initialisation_is_torchs() -> None:
+    part = CELLS.default("lstm", hidden_size=5, forget_bias=None)
+    ours = build_model(part, TASKS.default("adding"), INITS.default("torch"), seed=3)
+    torch.manual_seed(3)
+    theirs = torch.nn.LSTM(2, 5)
+    for a, b in zip(ours.rnn.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rows_are_the_first_each_logged_each_evaluated_and_the_last(finished: Run) -> None:
+    metrics = finished.metrics
+    assert list(metrics) == list(COLUMNS)
+    assert metrics["step"].tolist() == [1, 5, 6, 10, 12]
+    evaluated = ~np.isnan(metrics["eval_loss"])
+    assert metrics["step"][evaluated].tolist() == [6, 12]
+    assert np.isfinite(metrics["loss"]).all()
+    np.testing.assert_allclose(
+        metrics["clip_coef"], metrics["grad_norm_post"] / metrics["grad_norm_pre"]
+    )
+    assert (metrics["grad_norm_post"] <= 1 + 1e-6).all()
+    assert ((metrics["clip_coef"] < 1) == metrics["clipped"]).all()
+
+
+def test_the_summary_says_how_it_ended(finished: Run) -> None:
+    summary, metrics = finished.summary, finished.metrics
+    assert summary["status"] == "completed" and summary["steps"] == 12
+    assert summary["loss"] == metrics["loss"][-1]
+    assert summary["eval_loss"] == metrics["eval_loss"][-1]
+    assert summary["chance_loss"] == 1 / 6 and summary["solved_at"] is None
+    assert summary["verdict"] is None and 0 <= summary["clip_fraction"] <= 1
+
+
+def test_recorded_arrays_are_those_of_a_record_block(tmp_path: Path) -> None:
+    run, _, _ = small_run(tmp_path, cell="lstm", layers=2, steps=1)
+    task = TASKS.default("adding", length=6)
+    part = CELLS.default("lstm", hidden_size=5, num_layers=2)
+    model = build_model(part, task, INITS.default("torch"), 0)
+    x, y = task.batch(4, training_generator(0, 1))
+    with record(model) as tape:
+        task.loss(model(x), y).backward()
+    assert list(run.bptt) == ["l0", "l1"]
+    for layer, history in run.bptt.items():
+        kept = tape[f"rnn.{layer}"]
+        assert history.step.tolist() == [1] and history.hidden.shape == (1, 6)
+        assert kept.cell_norm is not None and history.cell is not None
+        for ours, expected in (
+            (history.hidden, log10_rms(kept.hidden_norm)),
+            (history.direct, log10_rms(kept.direct_norm)),
+            (history.hidden_mean, log10_mean(kept.hidden_norm)),
+            (history.cell, log10_rms(kept.cell_norm)),
+        ):
+            np.testing.assert_array_equal(ours[0], expected.numpy())
+    top = run.bptt["l1"].direct[0]
+    assert np.isneginf(top[:-1]).all() and np.isfinite(top[-1])
+
+
+def test_the_copy_task_records_the_whole_sequence(tmp_path: Path) -> None:
+    run, _, _ = small_run(tmp_path, task="copy", steps=1)
+    assert run.bptt["l0"].hidden.shape == (1, 6 + 20)
+
+
+def test_a_run_can_be_read_while_it_goes_on_and_after_a_crash_in_a_line(
+    tmp_path: Path, finished: Run
+) -> None:
+    for name in (METRICS, BPTT, "bptt.json", "summary.json"):
+        (tmp_path / name).write_bytes((finished.path / name).read_bytes())
+    for name in (METRICS, BPTT):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[:-5])
+    run = Run(tmp_path)
+    assert run.metrics["step"].tolist() == [1, 5, 6, 10]
+    assert run.bptt["l0"].step.tolist() == [1, 5, 6, 10]
+    for name in (METRICS, BPTT, "bptt.json"):
+        (tmp_path / name).unlink()
+    assert run.metrics["step"].tolist() == [] and run.bptt == {}
+
+
+def test_stopping_when_solved_ends_at_that_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(TASKS.default("adding")), "solved", lambda *_: True)
+    run, result, _ = small_run(tmp_path / "stop", stop_when_solved=True)
+    assert result.steps == result.solved_at == 6 and run.metrics["step"].tolist() == [1, 5, 6]
+    _, result, _ = small_run(tmp_path / "go on")
+    assert result.steps == 12 and result.solved_at == 6
+
+
+def test_a_relapse_does_not_clear_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([True, False])
+    monkeypatch.setattr(type(TASKS.default("adding")), "solved", lambda *_: next(answers))
+    _, result, _ = small_run(tmp_path)
+    assert result.solved_at == 6
+
+
+def test_being_told_to_stop_ends_after_the_step(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def third() -> bool:
+        calls.append(1)
+        return len(calls) == 3
+
+    run, result, _ = small_run(tmp_path, should_stop=third)
+    assert result.status == run.summary["status"] == "interrupted"
+    assert result.steps == 3 and run.metrics["step"].tolist() == [1, 3]
+
+
+def test_a_failing_run_says_so_on_disk(tmp_path: Path) -> None:
+    def fail() -> bool:
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        small_run(tmp_path, should_stop=fail)
+    assert Run(tmp_path).summary["status"] == "failed"
+    assert "no more" in Run(tmp_path).summary["reason"]
+
+
+# --- what is not finite stops before the update
+
+
+def poisoned(poison: Any) -> SequenceModel:
+    task = TASKS.default("adding", length=6)
+    model = build_model(CELLS.default("rnn", hidden_size=5), task, INITS.default("torch"), 0)
+    with torch.no_grad():
+        poison(model)
+    return model
+
+
+class Exploding(torch.autograd.Function):
+    """The identity, whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * math.inf
+
+
+class ExplodingReadout(torch.nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(Exploding.apply(x))
+
+
+@pytest.mark.parametrize(
+    ("poison", "reason"),
+    [
+        (lambda m: m.rnn.weight_hh_l0.fill_(math.nan), "parameter rnn.weight_hh_l0 is not finite"),
+        (lambda m: m.readout.bias.fill_(math.inf), "parameter readout.bias is not finite"),
+        (lambda m: m.readout.bias.fill_(1e25), "loss is inf while every output is finite"),
+        (
+            lambda m: setattr(m, "readout", exploding(m.readout)),
+            "gradient of rnn.weight_ih_l0, .* is not finite; going back, .* from t = 5 on",
+        ),
+    ],
+    ids=["weight", "bias", "loss", "gradient"],
+)
+def test_what_is_not_finite_is_named_and_nothing_is_updated(
+    poison: Any, reason: str, tmp_path: Path
+) -> None:
+    model = poisoned(poison)
+    before = [p.clone() for p in model.parameters()]
+    run, result, _ = small_run(tmp_path, model=model)
+    assert result.status == run.summary["status"] == "diverged" and result.steps == 0
+    assert result.reason is not None and result.reason.startswith("step 1: ")
+    assert re.search(reason, result.reason), result.reason
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old.nan_to_num(), new.nan_to_num())
+    assert run.metrics["step"].tolist() == [1]
+    json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+
+
+def exploding(readout: torch.nn.Linear) -> torch.nn.Linear:
+    other = ExplodingReadout(readout.in_features, readout.out_features)
+    other.load_state_dict(readout.state_dict())
+    return other
+
+
+def test_a_hidden_state_that_overflows_is_located_in_time(tmp_path: Path) -> None:
+    task = TASKS.default("adding", length=6)
+    part = CELLS.default("rnn", hidden_size=5, nonlinearity="relu")
+    model = build_model(part, task, INITS.default("torch"), 0)
+    with torch.no_grad():
+        model.rnn.weight_hh_l0.fill_(1e15)
+        model.rnn.bias_ih_l0.fill_(1.0)
+    _, result, _ = small_run(tmp_path, model=model)
+    assert result.reason is not None
+    assert "hidden state of the last layer (5 units) is not finite from t = 3 of 6" in result.reason
+
+
+def test_an_update_that_breaks_the_weights_is_seen_by_the_evaluation(tmp_path: Path) -> None:
+    run, result, _ = small_run(tmp_path, steps=1, lr=1e38, optim="sgd", clip="none")
+    assert result.status == "diverged" and run.summary["eval_loss"] is None
+    assert result.reason is not None and result.reason.startswith("evaluation after step 1: ")
+
+
+# --- dashboards and reports
+
+
+def test_tensorboard_has_scalars_named_pre_and_post_and_the_field_as_an_image(
+    finished: Run,
+) -> None:
+    events = EventAccumulator(str(finished.path))
+    events.Reload()
+    tags = events.Tags()
+    assert {"grad_norm/pre_clip", "grad_norm/post_clip", "loss/train", "loss/eval"} <= set(
+        tags["scalars"]
+    )
+    assert {"bptt_hidden_pre_clip/l0", "bptt_cell_pre_clip/l1"} <= set(tags["images"])
+    assert [e.step for e in events.Scalars("loss/train")] == finished.metrics["step"].tolist()
+
+
+def test_a_heatmap_shows_late_steps_on_top_zero_black_and_nan_red() -> None:
+    field = np.full((3, 10), -5.0)
+    field[:, 9], field[:, 0], field[2, 5] = 2.0, -np.inf, np.nan
+    picture = heatmap(np.array([1, 5, 9]), field, "title")
+    inside = picture[46 : 46 + 300, 60 : 60 + 640]
+    assert inside[0, 5].tolist() == [253, 231, 37]
+    assert inside[-1, 5].tolist() == [0, 0, 0]
+    assert inside[150 - 10, -1].tolist() == [220, 20, 20]
+    assert picture.dtype == np.uint8 and picture.ndim == 3
+
+
+def test_a_report_is_one_page_without_a_request(finished: Run, tmp_path: Path) -> None:
+    path = write([finished], tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert path.stat().st_size > 10_000 and "data:image/png;base64," in page
+    assert "http" not in page and "completed" in page
+
+
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_a_figure_has_a_panel_a_run_or_one_for_many(finished: Run, count: int) -> None:
+    import matplotlib.pyplot as plt
+
+    drawn = figure([finished] * count)
+    assert len(drawn.axes) == (1 + count if count <= 5 else 2)
+    assert all(axis.get_xlabel() and axis.get_ylabel() for axis in drawn.axes)
+    plt.close(drawn)
+
+
+def test_the_table_has_a_line_a_run_also_for_one_that_has_logged_nothing(
+    finished: Run, tmp_path: Path
+) -> None:
+    with Tracker(tmp_path, 1 / 6):
+        lines = table([finished, Run(tmp_path)]).splitlines()
+    assert len(lines) == 4 and "running" in lines[3] and "completed" in lines[2]
+    assert len(set(map(len, lines))) == 1
+
+
+def test_a_sweep_directory_lists_its_runs(finished: Run) -> None:
+    with pytest.raises(FileNotFoundError, match=f"runs inside it: .*{finished.path.name}"):
+        Run(finished.path.parent)
+
+
+def test_metrics_are_plain_csv(finished: Run) -> None:
+    with (finished.path / METRICS).open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == list(COLUMNS) and all(len(row) == len(COLUMNS) for row in rows)
+    assert rows[1][3] == "", "evaluations are empty elsewhere"
