@@ -7,8 +7,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 .PHONY: run test test-slow lint clean
 
 run: .venv/installed
-	$(BIN)/rnngrad -m experiment=first_look cell=rnn,lstm hydra.sweep.dir=runs/first_look
-	$(BIN)/rnngrad-report runs/first_look
+	@# progress bars only: the report prints the table, and where everything is
+	$(BIN)/rnngrad -m experiment=first_look cell=rnn,lstm hydra.sweep.dir=runs/first_look >/dev/null
+	@$(BIN)/rnngrad-report runs/first_look
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest

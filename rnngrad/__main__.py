@@ -47,7 +47,12 @@ def run_command() -> int:
     register_run_name()
     parser = get_args_parser()
     parser.error = _usage_error  # type: ignore[method-assign]
-    overrides = parser.parse_args().overrides
+    arguments, more = parser.parse_known_args()
+    if unknown := [argument for argument in more if argument.startswith("-")]:
+        _usage_error(f"unrecognized arguments: {' '.join(unknown)}")
+    overrides = arguments.overrides + more
+    # argparse, and so Hydra, wants the overrides in one piece: options may stand among them here
+    sys.argv[1:] = [*overrides, *(a for a in sys.argv[1:] if a not in overrides)]
     for override in overrides:
         if override.lstrip("+~").startswith("=") or not override.lstrip("+~"):
             return _refuse(InputError(override, MISSING, "is not of the form KEY=VALUE"), overrides)

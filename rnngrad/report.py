@@ -31,7 +31,6 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "savefig.dpi": 150,
 }
 
 
@@ -125,7 +124,7 @@ def write(runs: Sequence[Run], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "gradients.png"
     drawn = figure(runs)
-    drawn.savefig(path)
+    drawn.savefig(path, dpi=150)
     plt.close(drawn)
     picture = base64.b64encode(path.read_bytes()).decode()
     style = "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:75em}img{max-width:100%}"

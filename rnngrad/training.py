@@ -60,7 +60,9 @@ def train(
     evaluation: dict[str, float] = {}
     clipped = done = 0
     status, reason, loss_value = "completed", None, math.nan
-    bar = tqdm(total=steps, unit="step", disable=None, dynamic_ncols=True)
+    bar = tqdm(
+        total=steps, desc=tracker.directory.name, unit="step", disable=None, dynamic_ncols=True
+    )
     for step in range(1, steps + 1):
         inputs, targets = (
             tensor.to(device) for tensor in task.batch(batch_size, training_generator(seed, step))

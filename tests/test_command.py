@@ -339,7 +339,7 @@ def test_a_users_own_cell_is_a_module_and_a_yaml(
         "name: minimal\nhidden_size: 4\nnum_layers: 2\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    code, said = command("--config-dir", "own", "plugins=[mine]", "cell=minimal", *TINY)
+    code, said = command("plugins=[mine]", "--config-dir", "own", "cell=minimal", *TINY)
     assert code == 0, said
     (path,) = find_runs(tmp_path / "runs")
     assert list(Run(path).bptt) == ["l0", "l1"]

@@ -1,0 +1,107 @@
+"""What the README and the docstrings show is run as it stands there."""
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rnngrad
+import rnngrad.tasks
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = sorted(
+    module.name
+    for package in (rnngrad, rnngrad.tasks)
+    for module in pkgutil.walk_packages(
+        [str(Path(package.__file__).parent)] if package.__file__ else [], f"{package.__name__}."
+    )
+    if module.name != "rnngrad.__main__"
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+def test_there_are_doctests_and_modules_to_find_them_in() -> None:
+    assert {"rnngrad.bptt", "rnngrad.nn", "rnngrad.parts", "rnngrad.tasks.copy"} <= set(MODULES)
+
+
+def test_the_readmes_python_runs_as_it_stands_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    out = capsys.readouterr().out
+    assert out.startswith("tensor([") and "torch.Size([100, 8])" in out
+
+
+def test_the_readmes_commands_run_with_the_part_it_adds(tmp_path: Path) -> None:
+    """As typed, but for the length of training."""
+    (tmp_path / "halve.py").write_text(next(b for b in blocks("python") if "Halve" in b))
+    (tmp_path / "myconf" / "clip").mkdir(parents=True)
+    (tmp_path / "myconf" / "clip" / "halve.yaml").write_text(blocks("yaml")[0])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    modules = {"rnngrad": "rnngrad", "rnngrad-report": "rnngrad.report"}
+    ran = []
+    for line in re.findall(r"^\$ (rnngrad\S* ?.*)$", README, re.M):
+        program, *arguments = shlex.split(line)
+        if program == "rnngrad-check":
+            continue  # tests/test_check.py
+        if program == "rnngrad":
+            arguments += ["trainer.steps=2", "trainer.eval_size=2", "task.length=5"]
+        done = subprocess.run(
+            [sys.executable, "-m", modules[program], *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        ran.append(program)
+    assert ran.count("rnngrad") == 3 and "rnngrad-report" in ran
+    assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 20
+    assert (tmp_path / "runs" / "report" / "index.html").exists()
+
+
+def test_every_make_target_and_file_the_readme_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z-]+)", README):
+        if target in ("run", "test", "test-slow", "lint"):
+            assert f"\n{target}:" in makefile
+    for name in re.findall(r"\[(?:[^]]*)\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / name).exists(), name
+    tree = next(b for b in blocks("text") if b.startswith("rnngrad/"))
+    for name in re.findall(r"[\w/]+\.py\b", tree):
+        assert (ROOT / "rnngrad" / name).exists(), name
+
+
+def test_the_tree_names_every_module_of_the_package() -> None:
+    tree = next(b for b in blocks("text") if b.startswith("rnngrad/"))
+    for path in (ROOT / "rnngrad").iterdir():
+        if path.suffix == ".py" and path.name != "__init__.py":
+            assert path.name in tree, path.name
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_ci_does_what_the_readme_tells_a_newcomer() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in README
