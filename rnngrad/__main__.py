@@ -69,6 +69,8 @@ def run_command() -> int:
                     return _refuse(exit.code, overrides)
                 if exit.code:
                     return exit.code if isinstance(exit.code, int) else FAILED
+            except KeyboardInterrupt:
+                return 128 + signal.SIGINT
             except Exception as error:
                 return _refuse(error, overrides)
         outcomes = [line.split("\t") for line in ledger.read_text().splitlines()]

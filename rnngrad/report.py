@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import html
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,9 +163,17 @@ def main() -> None:
         print(f"rnngrad-report: --out={out}: cannot be written ({error.strerror})", file=sys.stderr)
         sys.exit(2)
     print(table(runs))
-    boards = " ".join(arguments.directories)
     print(f"\nfigure       {path}\nreport       {out / 'index.html'}")
-    print(f"TensorBoard  {boards}; open it with: tensorboard --logdir {arguments.directories[0]}")
+    print(f"TensorBoard  {' '.join(arguments.directories)}")
+    print(f"  open it with: {_tensorboard()} --logdir {arguments.directories[0]}")
+
+
+def _tensorboard() -> str:
+    """The command as it can be typed here: by its path, if its folder is not on PATH."""
+    beside = Path(sys.executable).parent / "tensorboard"
+    if shutil.which("tensorboard") or not beside.exists():
+        return "tensorboard"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ class Tracker:
         traceback: TracebackType | None,
     ) -> None:
         if self._summary["status"] == "running":
-            self._summary |= {"status": "failed", "reason": repr(error)}
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._summary |= {"status": status, "reason": repr(error)}
         self._draw(self._clock[0])
         self._metrics.close()
         self._bptt.close()
