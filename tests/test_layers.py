@@ -332,6 +332,7 @@ class Inside(nn.Module):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_torchscript_gets_torch_nns_layer_with_the_same_weights(kind: Any) -> None:
     ours, _ = pair(kind, 4, 6, 2, bidirectional=True)
     x = torch.randn(7, 5, 4)
