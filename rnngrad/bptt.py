@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -86,14 +86,17 @@ class record:  # lower case like torch.no_grad: it reads as a statement
     """
 
     def __init__(self, model: nn.Module, *, full: bool = False, weight: bool = False) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"record: model must be a torch.nn.Module, got {type(model).__name__}")
         _refuse_data_parallel(model)
         if not any(_may_record(module) for module in model.modules()):
             raise ValueError(_nothing_to_record(model))
-        self._tape = Tape(model, full=full, weight=weight)
+        self._model, self._full, self._weight = model, full, weight
 
     def __enter__(self) -> Tape:
         if _ACTIVE.get() is not None:
             raise RuntimeError("record: blocks do not nest; end the first one before the second")
+        self._tape = Tape(self._model, full=self._full, weight=self._weight)
         _ACTIVE.set(self._tape)
         return self._tape
 
@@ -120,8 +123,13 @@ class Tape(Mapping[str, LayerRecord]):
         self._model = model
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._calls: dict[str, list[Call]] = {}
+        self._skipped: dict[str, str] = {}  # why a call of a layer was not recorded
         self._backward: int | None = None  # autograd's number of the one backward
         self._closed = False
+        # an input of every recorded call: only a backward told to stop early does not reach it
+        self.sentinel = torch.zeros((), requires_grad=True)
+        self._sentinel_node = torch.autograd.graph.get_gradient_edge(self.sentinel).node
+        self.whole = True
 
     def __getitem__(self, name: str) -> LayerRecord:
         records = self.calls(name)
@@ -138,7 +146,7 @@ class Tape(Mapping[str, LayerRecord]):
             raise KeyError(self._unknown(name))
         if self._backward is None:
             raise RuntimeError("nothing recorded yet: call loss.backward() inside the record block")
-        return [call.result() for call in self._calls[name]]
+        return [call.result(name) for call in self._calls[name]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._calls)
@@ -150,13 +158,22 @@ class Tape(Mapping[str, LayerRecord]):
         counts = ", ".join(f"{name} x{len(calls)}" for name, calls in self._calls.items())
         return f"Tape({counts or 'nothing called yet'})"
 
-    def _name(self, module: nn.Module, suffix: str) -> str | None:
+    def _name(self, module: nn.Module, suffix: str, differentiable: bool) -> str | None:
         """The name under which a call of ``module`` is recorded, if it is."""
         path = self._paths.get(id(module))
-        # a forward inside a backward is activation checkpointing doing the first one again
-        if path is None or not torch.is_grad_enabled() or _running_backward() is not None:
+        if path is None:
             return None
-        return f"{path}.{suffix}" if path else suffix
+        name = f"{path}.{suffix}" if path else suffix
+        if not torch.is_grad_enabled():
+            self._skipped[name] = "was called under no_grad alone"
+        elif _running_backward() is not None:
+            # activation checkpointing, which does the first forward again
+            self._skipped[name] = "was checkpointed; use_reentrant=False can be recorded"
+        elif not differentiable:
+            self._skipped[name] = "was called with nothing that requires a gradient (frozen)"
+        else:
+            return name
+        return None
 
     def _add(self, name: str, call: _AnyCall) -> _AnyCall:
         self._calls.setdefault(name, []).append(call)
@@ -167,25 +184,31 @@ class Tape(Mapping[str, LayerRecord]):
         if self._closed:
             return False
         running = _running_backward()
-        if self._backward is not None and running != self._backward:
+        if self._backward is None:
+            self._backward = running
+            self.whole = _will_run(self._sentinel_node)
+            for calls in self._calls.values():
+                for call in calls:
+                    call.await_nodes()
+        elif running != self._backward:
             raise RuntimeError(
                 "record: a second backward in one block; a block records one backward "
                 "(add the losses up, or open a block for each)"
             )
-        self._backward = running
         return True
 
     def _close(self, failed: bool) -> None:
         self._closed = True
         if failed:
             return
-        if not self._calls and not any(isinstance(m, Recordable) for m in self._model.modules()):
+        recordable = any(isinstance(module, Recordable) for module in self._model.modules())
+        if not (self._calls or self._skipped or recordable):
             raise ValueError(_nothing_to_record(self._model))
         if self._backward is None:
+            reasons = "".join(f"; {name} {why}" for name, why in self._skipped.items())
             raise RuntimeError(
-                "record: the block ended without a backward through a recorded layer; call "
-                "loss.backward() inside the block, with the layer's forward in it and not frozen "
-                "or under no_grad"
+                "record: the block ended without a backward through a recorded layer; call the "
+                f"model and loss.backward() inside the block{reasons}"
             )
 
     def _unknown(self, name: str) -> str:
@@ -193,7 +216,8 @@ class Tape(Mapping[str, LayerRecord]):
         module = dict(self._model.named_modules()).get(path)
         if isinstance(module, nn.RNNBase) and not isinstance(module, Recordable):
             return f"{name!r}: {path or 'the model'} is a torch.nn layer; call rnngrad.nn.convert"
-        return f"{name!r} was not called in this block; recorded: {', '.join(self) or 'nothing'}"
+        why = self._skipped.get(name, "was not called in this block")
+        return f"{name!r} {why}; recorded: {', '.join(self) or 'nothing'}"
 
 
 class Call:
@@ -205,12 +229,22 @@ class Call:
         self._tape = tape
         self._beyond = beyond  # [T, B], where a packed sequence has ended
         self._columns = columns  # the caller's order, for packed input
-        self._zeros: tuple[Tensor, Tensor | None] | None = None
         self._record: LayerRecord | None = None
+        self._awaited = False
 
-    def expect(self, hidden: Tensor, cell: Tensor | None) -> None:
-        """Zeros shaped as ``∂L/∂h_t [T, B, P]`` and ``∂L/∂c_t``: true if no gradient ever comes."""
+    @property
+    def sentinel(self) -> Tensor:
+        """To be an input, with gradient ``None``, of every node that reports to this call."""
+        return self._tape.sentinel
+
+    def expect(self, output: Tensor, hidden: Tensor, cell: Tensor | None) -> None:
+        """What comes out, and zeros shaped as ``∂L/∂h_t [T, B, P]`` and ``∂L/∂c_t``."""
+        self._node = output.grad_fn
         self._zeros = (hidden, cell)
+
+    def await_nodes(self) -> None:
+        """Called as the backward begins: notes whether it will come here."""
+        self._awaited = _will_run(self._node)
 
     def enter_backward(self) -> bool:
         """True if what this backward sends through the call is to be recorded."""
@@ -228,14 +262,24 @@ class Call:
         weight = weight_norms(alpha, predecessors) if self._tape.weight else None
         self._record = self._measured(hidden, direct, cell, weight)
 
-    def result(self) -> LayerRecord:
+    def result(self, name: str) -> LayerRecord:
         """The record; a call that the loss does not depend on has gradient 0 at every step."""
         if self._record is None:
-            assert self._zeros is not None
+            self._refuse_unreached(name, self._awaited)
             hidden, cell = self._zeros
             weight = torch.zeros(len(hidden), dtype=torch.float64) if self._tape.weight else None
             self._record = self._measured(hidden, hidden, cell, weight)
         return self._record
+
+    def _refuse_unreached(self, name: str, awaited: bool) -> None:
+        """What the backward did not reach is 0 only if it went everywhere it could."""
+        if awaited:
+            raise RuntimeError(f"{name!r}: the backward ended in an error before it was through")
+        if not self._tape.whole:
+            raise RuntimeError(
+                f"{name!r}: this backward was told to stop early (inputs=, autograd.grad) and did "
+                "not go through all of it; use loss.backward()"
+            )
 
     def _measured(
         self, hidden: Tensor, direct: Tensor, cell: Tensor | None, weight: Tensor | None
@@ -266,57 +310,82 @@ class UnrolledCall(Call):
     def __init__(self, tape: Tape) -> None:
         super().__init__(tape)
         self.wants_weight = tape.weight
-        self._grads: dict[tuple[str, int], Tensor] = {}
+        self._watched: dict[tuple[str, int], Tensor] = {}
+        self._arrived: dict[tuple[str, int], Tensor] = {}
+        self._awaited_steps: set[tuple[str, int]] = set()
 
-    def watch(
-        self, hidden: list[Tensor], cell: list[Tensor], outputs: Tensor, last: Tensor
-    ) -> None:
-        """Every ``h_t`` and ``c_t``, and the two ways out: all outputs, and the last state."""
-        for t, state in enumerate(hidden):
-            self._keep("hidden", t, state)
-        for t, state in enumerate(cell):
-            self._keep("cell", t, state)
-        self._keep("outputs", 0, outputs)
-        self._keep("last", 0, last)
-        zeros = _batched(torch.zeros_like(outputs))
-        self.expect(zeros, _batched(torch.zeros_like(torch.stack(cell))) if cell else None)
-
-    def watch_weight(self, weight: Tensor, t: int) -> None:
-        """An alias of ``W_hh`` that step ``t`` alone uses: its gradient is ``G_t``."""
-        self._keep("weight", t, weight)
-
-    def result(self) -> LayerRecord:
-        if self._record is None and self._grads:
-            self._record = self._assemble()
-        return super().result()
-
-    def _keep(self, kind: str, t: int, tensor: Tensor) -> None:
-        def keep(grad: Tensor) -> None:
-            if self.enter_backward():
-                grad = grad.detach()
-                self._grads[kind, t] = norms(grad.reshape(1, -1)) if kind == "weight" else grad
-
+    def watch(self, kind: str, t: int, tensor: Tensor) -> None:
+        """Keeps the gradient of ``hidden``, ``cell`` or ``weight`` (an alias) of step ``t``."""
+        self._watched[kind, t] = tensor
         if tensor.requires_grad:
-            tensor.register_hook(keep)
+            tensor.register_hook(lambda grad: self._keep(kind, t, grad))
 
-    def _assemble(self) -> LayerRecord:
-        assert self._zeros is not None
-        hidden, cell = (None if z is None else z.clone() for z in self._zeros)
-        assert hidden is not None
+    def way_out(self, kind: str, tensor: Tensor) -> Tensor:
+        """A copy that leaves the recurrence: what arrives at it is part of the direct gradient."""
+        out: Tensor = _WayOut.apply(tensor, self.sentinel, self, kind)  # type: ignore[no-untyped-call]
+        return out
+
+    def await_nodes(self) -> None:
+        self._awaited_steps = {
+            key for key, tensor in self._watched.items() if _will_run(tensor.grad_fn)
+        }
+
+    def result(self, name: str) -> LayerRecord:
+        if self._record is None:
+            self._record = self._assemble(name)
+        return self._record
+
+    def _keep(self, kind: str, t: int, grad: Tensor) -> None:
+        if self.enter_backward():
+            # at once: the caller may change the gradient in place afterwards
+            self._arrived[kind, t] = (
+                norms(grad.reshape(1, -1)) if kind == "weight" else grad.clone()
+            )
+
+    def _assemble(self, name: str) -> LayerRecord:
+        hidden = _batched(torch.stack([h.detach() for h in self._of("hidden")]).zero_())
+        cells = self._of("cell")
+        cell = _batched(torch.stack([c.detach() for c in cells]).zero_()) if cells else None
         direct = hidden.clone()
         weight = torch.zeros(len(hidden), dtype=torch.float64)
-        for (kind, t), grad in self._grads.items():
+        for (kind, t), tensor in self._watched.items():
+            grad = self._arrived.get((kind, t))
+            if grad is None and tensor.requires_grad:
+                self._refuse_unreached(name, (kind, t) in self._awaited_steps)
+            elif grad is None and kind != "weight":
+                grad = torch.full_like(tensor, math.nan)  # exists, but autograd does not compute it
+            if grad is None:
+                continue
             if kind == "hidden":
                 hidden[t] = grad
             elif kind == "cell" and cell is not None:
                 cell[t] = grad
-            elif kind == "outputs":
-                direct += _batched(grad)
-            elif kind == "last":
-                direct[-1] += grad
-            elif kind == "weight":
+            else:
                 weight[t] = grad.item()
+        if ("outputs", 0) in self._arrived:
+            direct += _batched(self._arrived["outputs", 0])
+        if ("last", 0) in self._arrived:
+            direct[-1] += self._arrived["last", 0]
         return self._measured(hidden, direct, cell, weight if self._tape.weight else None)
+
+    def _of(self, kind: str) -> list[Tensor]:
+        return [tensor for (of, _), tensor in self._watched.items() if of == kind]
+
+
+class _WayOut(torch.autograd.Function):
+    """The identity; its backward tells an unrolled call what arrives, after the caller's hooks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tensor: Tensor, sentinel: Tensor, call: UnrolledCall, kind: str
+    ) -> Tensor:
+        ctx.call, ctx.kind = call, kind
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.call._keep(ctx.kind, 0, grad.detach())
+        return grad, None, None, None
 
 
 def _batched(states: Tensor) -> Tensor:
@@ -332,6 +401,7 @@ def open_call(
     module: nn.Module,
     suffix: str,
     *,
+    differentiable: bool,
     beyond: Tensor | None = None,
     columns: Tensor | None = None,
 ) -> Call | None:
@@ -340,20 +410,23 @@ def open_call(
     Args:
         module: The layer being called.
         suffix: ``l<layer>``, with ``_reverse`` for the direction from the end.
+        differentiable: Whether anything the call depends on requires a gradient.
         beyond: Mask ``[T, B]`` of what lies beyond the sequences' ends.
         columns: Index ``[B]`` that puts the columns in the caller's order.
     """
     tape = _ACTIVE.get()
-    name = None if tape is None else tape._name(module, suffix)
+    name = None if tape is None else tape._name(module, suffix, differentiable)
     if tape is None or name is None:
         return None
     return tape._add(name, Call(tape, beyond=beyond, columns=columns))
 
 
-def open_unrolled(cell: nn.Module) -> UnrolledCall | None:
+def open_unrolled(cell: nn.Module, x: Tensor, state: Any) -> UnrolledCall | None:
     """Like ``open_call``, for a cell run by ``unroll``."""
     tape = _ACTIVE.get()
-    name = None if tape is None else tape._name(cell, "l0")
+    states = [] if state is None else [state] if isinstance(state, Tensor) else state
+    differentiable = any(tensor.requires_grad for tensor in (x, *states, *cell.parameters()))
+    name = None if tape is None else tape._name(cell, "l0", differentiable)
     if tape is None or name is None:
         return None
     return tape._add(name, UnrolledCall(tape))
@@ -404,8 +477,11 @@ def weight_norms(alpha: Tensor, predecessors: Tensor) -> Tensor:
         scale_a, scale_h = _scale(a, (1, 2)), _scale(h, (1, 2))
         a, h = a / scale_a, h / scale_h
         if gram:
-            squares = ((a @ a.mT) * (h @ h.mT)).sum((1, 2)).clamp_min(0)
-            part = squares.sqrt()
+            squares = ((a @ a.mT) * (h @ h.mT)).sum((1, 2))
+            part = squares.clamp_min(0).sqrt()
+            # where the rows cancel, a difference of squares has lost the digits that are left
+            cancelled = squares < 1e-5 * (a.norm(dim=-1) * h.norm(dim=-1)).sum(1).square()
+            part[cancelled] = torch.linalg.matrix_norm(a[cancelled].mT @ h[cancelled])
         else:
             part = torch.linalg.matrix_norm(a.mT @ h)
         parts.append(part * (scale_a * scale_h).flatten())
@@ -419,7 +495,8 @@ def log10_rms(norm: Tensor) -> Tensor:
         norm: ``[T, B]``, float64.
 
     Returns:
-        ``[T]``; ``-inf`` where every norm is exactly 0.
+        ``[T]``; ``-inf`` where every norm is exactly 0, NaN where one is NaN, as beyond the end of
+        the shortest packed sequence.
     """
     scale = _scale(norm, (-1,))
     return (norm / scale).square().mean(-1).log10() / 2 + scale.squeeze(-1).log10()
@@ -432,9 +509,13 @@ def log10_mean(norm: Tensor) -> Tensor:
 
 
 def _scale(values: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """The largest magnitude over ``dim``, kept; 1 where it is 0 or not finite."""
+    """A power of two near the largest magnitude over ``dim``, kept; 1 if that is 0 or not finite.
+
+    A power of two, so that scaling by it rounds nothing.
+    """
     largest = values.abs().amax(dim, keepdim=True) if values.numel() else values.sum(dim, True)
-    return torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    exponent = torch.frexp(largest).exponent - 1
+    return torch.where((largest > 0) & largest.isfinite(), torch.exp2(exponent.double()), 1.0)
 
 
 def _running_backward() -> int | None:
@@ -444,6 +525,11 @@ def _running_backward() -> int | None:
     """
     number: int = torch._C._current_graph_task_id()
     return None if number == -1 else number
+
+
+def _will_run(node: Any) -> bool:
+    """Whether the running backward goes through an autograd node, now or later."""
+    return node is not None and torch._C._will_engine_execute_node(node)
 
 
 def _may_record(module: nn.Module) -> bool:

@@ -25,7 +25,11 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 class _Layer(torch.nn.RNNBase, bptt.Recordable):
-    """What the three layers share: the way from torch.nn's arguments to the recurrence."""
+    """What the three layers share: the way from torch.nn's arguments to the recurrence.
+
+    Beside torch.nn's they differ in three things: under autocast they compute in the weights' own
+    precision, dropout of packed input draws other numbers, and there is no double backward.
+    """
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Runs the layer over time; arguments, shapes and errors are torch.nn's."""
@@ -54,7 +58,7 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
                 f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"
             )
         unbatched = input.dim() == 2
-        states = _as_tuple(hx)
+        states = self._given(hx)
         if any(s.dim() != input.dim() for s in states):
             kind = "unbatched 2-D" if unbatched else "batched 3-D"
             raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D")
@@ -73,7 +77,7 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
 
     def _run_packed(self, input: PackedSequence, hx: Any) -> Any:
         data, batch_sizes, order, unsorted = input
-        given = _as_tuple(hx)
+        given = self._given(hx)
         if order is not None:
             given = tuple(s.index_select(1, order) for s in given)
         states = self._initial(data, int(batch_sizes[0]), given)
@@ -128,16 +132,20 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
         )
         tensors = (x, *states, *([None] if len(states) == 1 else []), w_ih, w_hh, b_ih, b_hh, w_hr)
-        call = None
-        if any(t is not None and t.requires_grad for t in tensors):
-            beyond = None if walk.lengths is None else walk.beyond()
-            call = bptt.open_call(self, suffix, beyond=beyond, columns=columns)
+        call = bptt.open_call(
+            self,
+            suffix,
+            differentiable=any(t is not None and t.requires_grad for t in tensors),
+            beyond=None if walk.lengths is None else walk.beyond(),
+            columns=columns,
+        )
+        sentinel = None if call is None else call.sentinel
+        output, h_n, c_n = _Recurrence.apply(  # type: ignore[no-untyped-call]
+            self.mode, walk, call, *tensors, sentinel
+        )
         if call is not None:
             zeros = [x.new_zeros(()).expand(len(x), *s.shape) for s in states]
-            call.expect(zeros[0], zeros[1] if len(zeros) > 1 else None)
-        output, h_n, c_n = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            self.mode, walk, call, *tensors
-        )
+            call.expect(output, zeros[0], zeros[1] if len(zeros) > 1 else None)
         return (output, h_n) if c_n is None else (output, h_n, c_n)
 
     def _initial(self, x: Tensor, batch: int, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -149,6 +157,19 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
         if self.mode == "LSTM":
             widths.append(self.hidden_size)
         return tuple(x.new_zeros(count, batch, width) for width in widths)
+
+    def _given(self, hx: Any) -> tuple[Tensor, ...]:
+        """The initial states a caller has given, if any."""
+        states, count = _as_tuple(hx), 2 if self.mode == "LSTM" else 1
+        if hx is None:
+            return states
+        if isinstance(hx, Tensor) == (count == 2) or len(states) != count:
+            expected = "(h_0, c_0)" if count == 2 else "the tensor h_0"
+            raise TypeError(f"{type(self).__name__}: hx must be {expected}")
+        dtype = self.weight_hh_l0.dtype
+        if any(s.dtype != dtype for s in states) and not torch._C._is_any_autocast_enabled():
+            raise RuntimeError(f"{type(self).__name__}: hx must be {dtype}, as the weights are")
+        return states
 
     def _as_hx(self, states: tuple[Tensor, ...]) -> State:
         return (states[0], states[1]) if self.mode == "LSTM" else states[0]
@@ -201,6 +222,8 @@ def convert(model: Module) -> Module:
         >>> type(model[0]).__module__
         'rnngrad.nn'
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
     found = []
     for path, module in model.named_modules():
         if not isinstance(module, torch.nn.RNNBase) or isinstance(module, _Layer):
@@ -240,26 +263,49 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
     """
     if len(x) == 0:
         raise ValueError("unroll: x has no time steps; its shape is [T, B, I]")
-    call = bptt.open_unrolled(cell) if isinstance(cell, torch.nn.Module) else None
-    if getattr(type(cell), "forward", None) is torch.nn.LSTMCell.forward and (
-        x.device.type != "cpu" or x.dim() == 2
-    ):
-        cell = _as_equation(cell)  # type: ignore[arg-type]
+    call = bptt.open_unrolled(cell, x, state) if isinstance(cell, torch.nn.Module) else None
+    if x.device.type != "cpu" or x.dim() == 2:
+        cell = _without_fused_steps(cell, recorded=call is not None)
     hidden: list[Tensor] = []
     memory: list[Tensor] = []
+    given = _as_tuple(state)  # kept alive: identities are compared below
+    seen = {id(tensor) for tensor in given}
     for t in range(len(x)):
         if call is not None and call.wants_weight:
             state = _step_watching_weight(cell, x[t], state, call, t)
         else:
             state = cell(x[t], state)
-        hidden.append(state[0] if isinstance(state, tuple) else state)
-        if isinstance(state, tuple):
-            memory.append(state[1])
+        state = _own_tensors(cell, state, seen)
+        h, *c = state if isinstance(state, tuple) else (state,)
+        hidden.append(h)
+        memory += c
+        if call is not None:
+            call.watch("hidden", t, h)
+            if c:
+                call.watch("cell", t, c[0])
     outputs = torch.stack(hidden)
-    last = hidden[-1].view_as(hidden[-1])  # a way out of its own, so that what arrives can be told
+    # a way out of its own, so that what arrives there can be told from what comes back in time
+    last = hidden[-1].view_as(hidden[-1])
     if call is not None:
-        call.watch(hidden, memory, outputs, last)
+        outputs, last = call.way_out("outputs", outputs), call.way_out("last", last)
     return outputs, (last, memory[-1]) if memory else last
+
+
+def _own_tensors(cell: Any, state: Any, seen: set[int]) -> State:
+    """The state as tensors that no earlier step has returned, so that each has its own gradient."""
+    parts = state if isinstance(state, tuple) else (state,)
+    if len(parts) > 2 or not parts or not all(isinstance(part, Tensor) for part in parts):
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise TypeError(
+            f"unroll: {type(cell).__name__} must return h or (h, c) as tensors; it returned "
+            f"{type(state).__name__} of {len(parts)} ({kinds})"
+        )
+    own = []
+    for part in reversed(parts):  # c first: if h is the same tensor, h is its alias
+        part = part.view_as(part) if id(part) in seen else part
+        seen.add(id(part))
+        own.append(part)
+    return (own[1], own[0]) if len(own) == 2 else own[0]
 
 
 class _Recurrence(torch.autograd.Function):
@@ -279,6 +325,7 @@ class _Recurrence(torch.autograd.Function):
         b_ih: Tensor | None,
         b_hh: Tensor | None,
         w_hr: Tensor | None,
+        sentinel: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         with torch.autocast(x.device.type, enabled=False):
             gates = torch.nn.functional.linear(x, w_ih, b_ih)
@@ -330,6 +377,7 @@ class _Recurrence(torch.autograd.Function):
                 input.sum(0) if needs[8] else None,
                 recurrent.sum(0) if needs[9] else None,
                 grad_hr,
+                None,
             )
 
 
@@ -343,22 +391,32 @@ def _step_watching_weight(
             f"record(weight=True): {type(cell).__name__} has no parameter weight_hh; "
             "name the recurrent weight so, or record without weight=True"
         )
+    if not weight.requires_grad:
+        raise ValueError(f"record(weight=True): weight_hh of {type(cell).__name__} is frozen")
     alias = weight.view_as(weight)
-    call.watch_weight(alias, t)
+    call.watch("weight", t, alias)
     return torch.func.functional_call(cell, {"weight_hh": alias}, (x, state))
 
 
-def _as_equation(cell: torch.nn.LSTMCell) -> torch.nn.LSTMCell:
-    """The same cell as its equation.
+def _without_fused_steps(cell: Any, recorded: bool) -> Any:
+    """torch.nn.LSTMCell as its equation.
 
     Fused on a GPU, or given an unbatched sequence, torch's step hands out a ``c_t`` that is not
     the one ``h_t`` was computed from: its gradient would lack the path through ``h_t``.
     """
     from rnngrad.cells.lstm import LSTMCell  # the cells are built on this module
 
-    equation = LSTMCell.__new__(LSTMCell)
-    equation.__dict__ = cell.__dict__
-    return equation
+    if getattr(type(cell), "forward", None) is torch.nn.LSTMCell.forward:
+        equation = LSTMCell.__new__(LSTMCell)
+        equation.__dict__ = cell.__dict__
+        return equation
+    inside = cell.modules() if recorded else ()
+    if any(isinstance(m, torch.nn.LSTMCell) and not isinstance(m, LSTMCell) for m in inside):
+        raise TypeError(
+            f"unroll: on a GPU or unbatched, the torch.nn.LSTMCell in {type(cell).__name__} gives "
+            "a c_t whose gradient cannot be recorded; use rnngrad.cells.LSTMCell in its place"
+        )
+    return cell
 
 
 def _as_tuple(hx: Any) -> tuple[Tensor, ...]:
