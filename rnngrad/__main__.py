@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -45,36 +46,46 @@ def main() -> NoReturn:
 def run_command() -> int:
     """Hydra's app with its errors in one line each, and an exit code for every way to end."""
     register_run_name()
+    try:
+        _arguments()
+        with tempfile.TemporaryDirectory() as folder:
+            ledger = Path(folder, "outcomes")
+            ledger.touch()
+            # with HYDRA_FULL_ERROR it raises its errors instead of printing six lines and exiting
+            with _environment(HYDRA_FULL_ERROR="1", **{OUTCOMES: str(ledger)}):
+                version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
+                hydra.main(config_path="pkg://rnngrad.conf", config_name="config", **version)(job)()
+            outcomes = [line.split("\t") for line in ledger.read_text().splitlines()]
+    except SystemExit as exit:
+        if isinstance(exit.code, Exception):
+            return _refuse(exit.code, sys.argv[1:])
+        return BAD_INPUT if exit.code == 1 else exit.code if isinstance(exit.code, int) else DONE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception as error:  # a job keeps its own: this is Hydra, refusing the command line
+        return _refuse(error, sys.argv[1:])
+    return _conclude([(int(code), Path(path)) for code, path in outcomes])
+
+
+def _arguments() -> None:
+    """Checks the shape of the command line, and puts it in the order that Hydra can read."""
     parser = get_args_parser()
     parser.error = _usage_error  # type: ignore[method-assign]
     arguments, more = parser.parse_known_args()
     if unknown := [argument for argument in more if argument.startswith("-")]:
         _usage_error(f"unrecognized arguments: {' '.join(unknown)}")
-    overrides = arguments.overrides + more
-    # argparse, and so Hydra, wants the overrides in one piece: options may stand among them here
-    sys.argv[1:] = [*overrides, *(a for a in sys.argv[1:] if a not in overrides)]
+    if arguments.experimental_rerun:
+        _usage_error("--experimental-rerun: would run what a stored file says; type the command")
+    overrides: list[str] = arguments.overrides + more
     for override in overrides:
-        if override.lstrip("+~").startswith("=") or not override.lstrip("+~"):
-            return _refuse(InputError(override, MISSING, "is not of the form KEY=VALUE"), overrides)
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Path(folder, "outcomes")
-        ledger.touch()
-        # with HYDRA_FULL_ERROR it raises its errors instead of printing six lines and exiting
-        with _environment(HYDRA_FULL_ERROR="1", **{OUTCOMES: str(ledger)}):
-            try:
-                version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
-                hydra.main(config_path="pkg://rnngrad.conf", config_name="config", **version)(job)()
-            except SystemExit as exit:
-                if isinstance(exit.code, Exception):
-                    return _refuse(exit.code, overrides)
-                if exit.code:
-                    return exit.code if isinstance(exit.code, int) else FAILED
-            except KeyboardInterrupt:
-                return 128 + signal.SIGINT
-            except Exception as error:
-                return _refuse(error, overrides)
-        outcomes = [line.split("\t") for line in ledger.read_text().splitlines()]
-    return _conclude([(int(code), Path(path)) for code, path in outcomes])
+        if not re.match(r"[~+]{0,2}[^\W\d]", override):
+            raise InputError(repr(override), MISSING, "is not of the form KEY=VALUE")
+        if len(override.split("=")[0]) > 255:  # Hydra would look for a file of that name
+            raise InputError(f"{override[:60]}...", MISSING, "no such key")
+    # argparse, and so Hydra, wants the overrides in one piece: options may stand among them here.
+    # Hydra cannot read the default of `experiment` back
+    rest = [argument for argument in sys.argv[1:] if argument not in overrides]
+    sys.argv[1:] = [*(o for o in overrides if o != "experiment=null"), *rest]
 
 
 def job(config: DictConfig) -> float:
@@ -113,7 +124,7 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
     spec = experiment(values)
     chance = spec.task.chance_loss
     with lock_directory(directory):
-        done = Run(directory).summary if (directory / SUMMARY).exists() else {}
+        done = _summary(directory)
         if done.get("status") == "completed":
             _say(f"{_short(directory)} is already completed; remove it to train again")
             return DONE, done["eval_loss"]
@@ -150,23 +161,32 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
     return DONE, 10 * chance if result.eval_loss is None else result.eval_loss
 
 
+def _summary(directory: Path) -> dict[str, Any]:
+    """What an earlier attempt left, if it can be read."""
+    try:
+        return Run(directory).summary
+    except (OSError, ValueError):
+        return {}
+
+
 def explain(error: Exception, overrides: list[str]) -> str:
     """Hydra's and OmegaConf's errors, which take up to ten lines, in one."""
     text = str(error).split("Config search path")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
-    if found := re.search(r"Could not find '([^']+)/([^']+)'", first):
+    if found := re.search(r"Could not find '([^']+)/([^']*)'", first):
         group, name = found.groups()
         options = text.partition("Available options in")[2].partition(":")[2].split()
+        options = options or [o for o in _options(group) if o]
         allowed = (
             f"must be one of {', '.join(options)}" if options else "there is nothing to choose"
         )
         return f"{group}={name}: {allowed}"
     if found := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", first):
         key = found.group(1).split("=")[0].lstrip("+~")
-        given = next((o for o in overrides if o.lstrip("+~").startswith(key)), key)
         keys = _keys(overrides)
-        return f"{given}: {first}" if key in keys else f"{given}: {unknown_key(key, keys)}"
+        why = first if key in keys else unknown_key(key, keys)
+        return f"{_given(key, overrides)}: {why}"
     if first.startswith("Ambiguous value for argument"):
         given = first.split("'")[1]
         return f"{given}: several values; to sweep over them add -m, for a list write [A,B]"
@@ -174,10 +194,24 @@ def explain(error: Exception, overrides: list[str]) -> str:
         group = found.group(1)
         return f"{group}: is given twice; write {group}=NAME once, without +"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: is not of the form KEY=VALUE ({first})"
+        return f"{error.override}: cannot be read as KEY=VALUE; the value may need quotes"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        return f"{error.full_key}: {first}"
-    return first
+        return f"{_given(error.full_key, overrides)}: {first}"
+    named = [o for o in overrides if o in text or o.split("=")[0].lstrip("+~") in text]
+    blamed = named or [o for o in overrides if not o.startswith("-")]
+    return f"{blamed[0]}: {first}" if len(blamed) == 1 or named else first
+
+
+def _given(key: str, overrides: list[str]) -> str:
+    """The override of ``key`` as it was typed."""
+    return next((o for o in overrides if o.lstrip("+~").split("=")[0] == key), key)
+
+
+def _options(group: str) -> list[str]:
+    """The names that a group can be given."""
+    with hydra.initialize_config_module("rnngrad.conf", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        return list(loader.get_group_options(group))
 
 
 def _keys(overrides: list[str]) -> list[str]:
@@ -202,22 +236,21 @@ def _refuse(error: Exception, overrides: list[str]) -> int:
         return IN_USE
     if isinstance(error, InputError):
         _say(str(error))
-        return BAD_INPUT
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    elif isinstance(error, OSError) and not isinstance(error, HydraException):
+        where = error.filename or "the current directory"
+        _say(f"{where}: cannot be used as a run directory ({error.strerror})")
+    else:
         _say(explain(error, overrides))
-        return BAD_INPUT
-    if isinstance(error, OSError):
-        _say(f"{error.filename}: cannot be used as a run directory ({error.strerror})")
-        return BAD_INPUT
-    traceback.print_exception(error)
-    return FAILED
+    return BAD_INPUT
 
 
 def _conclude(outcomes: list[tuple[int, Path]]) -> int:
     """Prints the runs as a table; the exit code of the whole command."""
     finished = [Run(path) for _, path in outcomes if (path / SUMMARY).exists()]
-    if finished:
-        print(table(finished))
+    try:
+        print(table(finished) if finished else "", end="\n" if finished else "", flush=True)
+    except OSError:  # nobody reads, or the disk is full: the runs are as good as they were
+        sys.stdout = open(os.devnull, "w")
     codes = [code for code, _ in outcomes]
     if len(codes) == 1:
         return codes[0]
@@ -269,7 +302,7 @@ def _usage_error(message: str) -> NoReturn:
 
 
 def _say(line: str) -> None:
-    print(f"rnngrad: {line}", file=sys.stderr)
+    print(f"rnngrad: {line if len(line) < 500 else line[:500] + '...'}", file=sys.stderr)
 
 
 def _short(directory: Path) -> Path:

@@ -15,7 +15,7 @@ from rnngrad.cells import CELLS, CellPart
 from rnngrad.clipping import CLIPS, Clip
 from rnngrad.init import INITS, Init
 from rnngrad.optim import OPTIMS, Optim
-from rnngrad.parts import MISSING, InputError, Interval, Part, Registry, build, unknown_key
+from rnngrad.parts import COUNT, MISSING, InputError, Interval, Part, Registry, build, unknown_key
 from rnngrad.task import TASKS, Task
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -27,11 +27,11 @@ REGISTRIES: dict[str, Registry[Any]] = {
 class Trainer(Part):
     """The keys of conf/trainer; ``rnngrad.training.train`` says what they mean."""
 
-    steps: Annotated[int, Interval(low=1)]
-    batch_size: Annotated[int, Interval(low=1)]
-    eval_every: Annotated[int, Interval(low=1)]
-    eval_size: Annotated[int, Interval(low=1)]
-    log_every: Annotated[int, Interval(low=1)]
+    steps: Annotated[int, COUNT]
+    batch_size: Annotated[int, COUNT]
+    eval_every: Annotated[int, COUNT]
+    eval_size: Annotated[int, COUNT]
+    log_every: Annotated[int, COUNT]
     stop_when_solved: bool
 
 
@@ -45,7 +45,9 @@ class General(Part):
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
-            torch.empty(0, device=self.device)
+            if self.device.startswith("cpu:"):
+                raise RuntimeError  # cpu under another name, and so another run
+            torch.ones(1, device=self.device).item()
         except (RuntimeError, AssertionError, NotImplementedError):
             raise InputError(
                 "device", self.device, "is not a device that this torch can use; cpu is"

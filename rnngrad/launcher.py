@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rnngrad.parts import InputError
+from rnngrad.parts import MISSING, InputError
 from rnngrad.runs import CONFIG
 
 LOCK = ".lock"
@@ -67,12 +68,15 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     given = {override.split("=")[0] for override in overrides}
     params = config.hydra.sweeper.params or {}
     overrides += [f"{key}={value}" for key, value in params.items() if key not in given]
+    loader = GlobalHydra.instance().config_loader()  # it knows what a glob can match
     choices = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
         if o.is_sweep_override()
         else [str(o.input_line)]
-        for o in OverridesParser.create().parse_overrides(overrides)
+        for o in OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     ]
+    if not all(choices):
+        raise InputError("-m", MISSING, "the sweep is empty: one of its keys has no value")
     for number, job in enumerate(itertools.product(*choices)):
         composed = compose(
             config_name,
@@ -96,6 +100,8 @@ def check_job(config: DictConfig, *directory_keys: str) -> Path:
     from rnngrad.config import experiment, load_plugins  # torch: only once Hydra has found no fault
 
     values = plain(config)
+    if config.hydra.output_subdir != ".hydra":
+        raise InputError("hydra.output_subdir", config.hydra.output_subdir, "must stay .hydra")
     overrides = overrides_of(config, "task")
     for override in overrides:
         key, _, value = override.partition("=")
@@ -125,7 +131,10 @@ def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None
     ):
         raise InputError(key, directory, "exists and is not a run; name a new or empty directory")
     if stored.exists():
-        there = _flat(yaml.safe_load(stored.read_text(encoding="utf-8")))
+        try:
+            there = _flat(yaml.safe_load(stored.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+            raise InputError(key, directory, f"its {CONFIG} cannot be read") from None
         here = _flat(values)
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):

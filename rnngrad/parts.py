@@ -18,6 +18,7 @@ import difflib
 import importlib
 import math
 import pkgutil
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -78,6 +79,7 @@ class Interval:
         return self.high == math.inf and math.inf in self.without
 
 
+COUNT = Interval(low=1, high=10**9)
 POSITIVE = Interval(low=0, without=(0, math.inf))
 
 
@@ -150,7 +152,7 @@ class Registry(dict[str, type[P]], Generic[P]):
         if not isinstance(settings, Mapping) or "name" not in settings:
             raise InputError(self.group, MISSING, f"is missing; give one of {names}")
         name = settings["name"]
-        if name not in self:
+        if not isinstance(name, str) or name not in self:
             raise InputError(f"{self.group}.name", name, f"must be one of {names}")
         return build(self[name], {k: v for k, v in settings.items() if k != "name"}, self.group)
 
@@ -160,7 +162,8 @@ def build(part: type[P], settings: Mapping[str, Any], group: str) -> P:
     known = [field.name for field in fields(part)]  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
-            raise InputError(f"{group}.{key}", settings[key], unknown_key(key, known))
+            allowed = unknown_key(f"{group}.{key}", [f"{group}.{name}" for name in known])
+            raise InputError(f"{group}.{key}", settings[key], allowed)
     for key in known:
         if key not in settings:
             raise InputError(f"{group}.{key}", MISSING, "is missing")
@@ -239,6 +242,9 @@ def _plain(number: float) -> str:
 
 
 def _shown(value: Any) -> str:
+    """As it is typed; a text that looks like a number with its quotes."""
+    if isinstance(value, str) and re.fullmatch(r"[-+.\deE]*", value):
+        return repr(value)
     text = (
         "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -147,25 +147,32 @@ def main() -> None:
     parser.add_argument("directories", nargs="+", metavar="DIR", help="a run, or a folder of runs")
     parser.add_argument("--out", help="default: DIR/report, or ./report for several")
     arguments = parser.parse_args()
-    runs: list[Run] = []
+    matplotlib.use("Agg")
+    runs: dict[Path, Run] = {}
     for directory in arguments.directories:
-        found = [Run(path) for path in find_runs(directory)]
+        found = {path.resolve(): Run(path) for path in find_runs(directory)} if directory else {}
         if not found:
-            print(f"rnngrad-report: {directory}: no run in this directory", file=sys.stderr)
-            sys.exit(2)
-        runs += found
+            _refuse(f"{directory!r}: no run in this directory")
+        runs |= found
     single = len(arguments.directories) == 1
     out = Path(arguments.out or (Path(arguments.directories[0], "report") if single else "report"))
-    matplotlib.use("Agg")
     try:
-        path = write(runs, out)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        print(f"rnngrad-report: --out={out}: cannot be written ({error.strerror})", file=sys.stderr)
-        sys.exit(2)
-    print(table(runs))
+        _refuse(f"--out={out}: cannot be written ({error.strerror})")
+    try:
+        path = write(list(runs.values()), out)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _refuse(f"{', '.join(arguments.directories)}: a run's files cannot be read ({error})")
+    print(table(runs.values()))
     print(f"\nfigure       {path}\nreport       {out / 'index.html'}")
     print(f"TensorBoard  {' '.join(arguments.directories)}")
     print(f"  open it with: {_tensorboard()} --logdir {arguments.directories[0]}")
+
+
+def _refuse(line: str) -> NoReturn:
+    print(f"rnngrad-report: {line}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _tensorboard() -> str:

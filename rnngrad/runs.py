@@ -110,7 +110,7 @@ class Run:
     def bptt(self) -> dict[str, LayerHistory]:
         """Gradient through time by layer: ``l0``, ``l1``, ``l0_reverse``."""
         layout_path = self.path / BPTT_LAYOUT
-        if not layout_path.exists():
+        if not layout_path.exists() or not (self.path / BPTT).exists():
             return {}
         layout = json.loads(layout_path.read_text(encoding="utf-8"))
         width = layout["T"]
@@ -118,6 +118,8 @@ class Run:
         values = np.fromfile(self.path / BPTT, dtype=np.float64)
         size = 1 + width * len(names)
         table = values[: len(values) // size * size].reshape(-1, size)
+        if len(table) == 0:
+            return {}
         fields = {
             name: table[:, 1 + i * width : 1 + (i + 1) * width] for i, name in enumerate(names)
         }

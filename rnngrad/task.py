@@ -47,7 +47,7 @@ class Task(Part, ABC):
     @property
     @abstractmethod
     def chance_loss(self) -> float:
-        """What the best predictor without memory gets, in closed form."""
+        """What the best predictor that knows only the time step gets, in closed form."""
 
     @abstractmethod
     def solved(self, loss: float, accuracy: float) -> bool:

@@ -69,7 +69,7 @@ class Tracker:
 
     Args:
         directory: Of the run; files of an earlier attempt are replaced.
-        chance_loss: What a predictor without memory gets.
+        chance_loss: The task's.
 
     Leaving its ``with`` block closes the files; a run that was not finished by then has failed.
     """
@@ -168,7 +168,7 @@ class Tracker:
 
     def _clear(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        for pattern in (METRICS, BPTT, BPTT_LAYOUT, "events.out.tfevents.*"):
+        for pattern in (BPTT_LAYOUT, METRICS, BPTT, "events.out.tfevents.*"):
             for path in self.directory.glob(pattern):
                 path.unlink()
 

@@ -23,7 +23,7 @@ class Adding(Task):
         numbers  .3  .9  .4  .1  .7  .2
         marker    0   1   0   0   0   1      ->  1.1
 
-    A predictor without memory says 1 and gets the variance of the sum, 1/6.
+    A predictor that has seen nothing says 1 and gets the variance of the sum, 1/6.
 
     Args:
         length: ``T``.
@@ -38,7 +38,7 @@ class Adding(Task):
     output_size: ClassVar[int] = 1
     last_step_only: ClassVar[bool] = True
 
-    length: Annotated[int, Interval(low=2)]
+    length: Annotated[int, Interval(low=2, high=10**9)]
 
     def batch(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         half, columns = self.length // 2, torch.arange(batch_size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from rnngrad.parts import Interval
+from rnngrad.parts import COUNT
 from rnngrad.task import TASKS, Task
 
 
@@ -45,7 +45,7 @@ class Copy(Task):
     output_size: ClassVar[int] = 9
     last_step_only: ClassVar[bool] = False
 
-    length: Annotated[int, Interval(low=1)]
+    length: Annotated[int, COUNT]
 
     def batch(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         copied, steps = self.COPIED, self.length + 2 * self.COPIED

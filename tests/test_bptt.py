@@ -491,6 +491,21 @@ def test_recording_an_unrolled_cell_changes_nothing(cell: nn.Module) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_unroll_has_the_double_backward_and_transforms_that_layers_have_not(
+    cell: nn.Module,
+) -> None:
+    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: unroll(cell, x)[0], x)
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        return unroll(lambda *step: torch.func.functional_call(cell, weights, step), x)[0].sum()
+
+    weights = {name: p.detach() for name, p in cell.named_parameters()}
+    unroll(cell, x)[0].sum().backward()
+    for name, grad in torch.func.grad(loss)(weights).items():
+        torch.testing.assert_close(grad, cell.get_parameter(name).grad)
+
+
 def test_splitting_time_and_carrying_the_state_gives_the_same_outputs(cell: nn.Module) -> None:
     x = torch.randn(6, 2, 4, dtype=torch.float64)
     whole, _ = unroll(cell, x)

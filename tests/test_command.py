@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -68,9 +69,9 @@ def whole(path: Path) -> bool:
 BAD = [
     ("trainer.stpes=5", "trainer.stpes=5: no such key; did you mean trainer.steps?"),
     ("trainer.foo=5", "trainer.foo=5: no such key"),
-    ("foo=1", "foo=1: no such key; there are task, cell"),
+    ("foo=1", "foo=1: no such key; there are task, cell, init, clip, optim, trainer"),
     ("+foo=1", "foo=1: no such key"),
-    ("++optim.lrr=3", "optim.lrr=3: no such key; did you mean lr?"),
+    ("++optim.lrr=3", "optim.lrr=3: no such key; did you mean optim.lr?"),
     ("+cell._target_=os.system", "cell._target_=os.system: no such key"),
     ("trainer.steps=0", "trainer.steps=0: must be an integer >= 1"),
     ("trainer.steps=-3", "trainer.steps=-3: must be an integer >= 1"),
@@ -81,7 +82,7 @@ BAD = [
     ("trainer.steps=null", "trainer.steps=null: must be an integer >= 1"),
     ("trainer.steps=[1]", "trainer.steps=[1]: must be an integer >= 1"),
     ("trainer.steps=1,2", "trainer.steps=1,2: several values; to sweep over them add -m"),
-    ("trainer.steps=[1", "trainer.steps=[1: is not of the form KEY=VALUE"),
+    ("trainer.steps=[1", "trainer.steps=[1: cannot be read as KEY=VALUE"),
     ("trainer.stop_when_solved=1", "trainer.stop_when_solved=1: must be true or false"),
     ("trainer=fast", "trainer=fast: must be one of default"),
     ("~trainer", "trainer: is missing; give trainer=default"),
@@ -105,15 +106,45 @@ BAD = [
     ("optim.betas=[0.9]", "optim.betas=[0.9]: must be [a number >= 0 and < 1, a number"),
     ("seed=-1", "seed=-1: must be an integer >= 0"),
     ("~seed", "seed: is missing"),
-    ("seed=${nothing}", "seed: Interpolation key 'nothing' not found"),
+    ("'seed=${nothing}'", "seed=${nothing}: Interpolation key 'nothing' not found"),
     ("device=banana", "device=banana: is not a device that this torch can use"),
     ("device=3", "device=3: must be a text"),
     ("plugins=[no_such_module]", "plugins=no_such_module: cannot be imported"),
     ("plugins=3", "plugins=3: must be a list of module names"),
     ("experiment=nothing", "experiment=nothing: must be one of first_look"),
     ("resume=somewhere", "resume=somewhere: no such key"),
-    ("=3", "=3: is not of the form KEY=VALUE"),
-    ("foo", "foo: is not of the form KEY=VALUE"),
+    ("=3", "'=3': is not of the form KEY=VALUE"),
+    ("''", "'': is not of the form KEY=VALUE"),
+    ("foo", "foo: cannot be read as KEY=VALUE"),
+    ("seed=ü", "seed=ü: cannot be read as KEY=VALUE; the value may need quotes"),
+    ("'seed=\"a'", "cannot be read as KEY=VALUE; the value may need quotes"),
+    (
+        "cell.hidden_size=5 cell.hidden=3",
+        "cell.hidden=3: no such key; did you mean cell.hidden_size?",
+    ),
+    ("trainer.steps=5 trainer.step=3", "trainer.step=3: no such key; did you mean trainer.steps?"),
+    ("task=copy tas=copy", "tas=copy: no such key; did you mean task?"),
+    ("task=null", "task=null: Config group override must be a string"),
+    ("trainer=3", "trainer=3: Config group override must be a string"),
+    ("task=", "task=: must be one of adding, copy"),
+    ("'task.name=[1]'", "task.name=[1]: must be one of adding, copy"),
+    ("'task.name={a:1}'", "task.name={'a': 1}: must be one of adding, copy"),
+    ("'task={a:1}'", "task={a:1}: "),
+    ("++task=copy", "++task=copy: "),
+    ("-m task=null,copy", "task=null"),
+    ("-m seed=range(1,1)", "-m: the sweep is empty"),
+    ("-m cell.hidden_size=interval(1,3)", "cell.hidden_size=interval(1,3): "),
+    ("'seed=\"1\"'", "seed='1': must be an integer >= 0"),
+    ("cell.hidden_size=99999999999999", "must be an integer >= 1 and <= 1000000000"),
+    ("task.length=11111111111111111111", "must be an integer >= 2 and <= 1000000000"),
+    ("device=meta", "device=meta: is not a device that this torch can use"),
+    ("device=cpu:0", "device=cpu:0: is not a device that this torch can use"),
+    ("hydra.output_subdir=null", "hydra.output_subdir=null: must stay .hydra"),
+    ("hydra.mode=FOO", "hydra.mode=FOO: "),
+    ("--multirun --cfg job", "Only one of --run, --multirun, --cfg"),
+    ("--resolve", "The --resolve flag can only be used in conjunction with"),
+    ("--experimental-rerun foo", "would run what a stored file says"),
+    ("k" * 3000 + "=1", "no such key"),
     ("--bogus", "unrecognized arguments: --bogus; see rnngrad --help"),
     ("--config-name nothing", "Cannot find primary config 'nothing'"),
     ("--config-dir nothing", "Additional config directory"),
@@ -127,11 +158,11 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("line", "says"), BAD, ids=[line for line, _ in BAD])
+@pytest.mark.parametrize(("line", "says"), BAD, ids=[line[:60] for line, _ in BAD])
 def test_bad_input_is_one_line_exit_2_and_nothing_written(
     line: str, says: str, command: Command, tmp_path: Path
 ) -> None:
-    code, said = command(*line.split())
+    code, said = command(*shlex.split(line))
     assert code == 2
     assert said.startswith("rnngrad: ") and says in said
     assert said.count("\n") == 1 and "Traceback" not in said
@@ -222,6 +253,36 @@ def test_a_live_directory_is_exit_4_and_a_dead_ones_lock_is_not(
         assert code == 4 and "a run is going on here" in said and said.count("\n") == 1
         assert snapshot(tmp_path) == before
     assert command(*TINY, "hydra.run.dir=live")[0] == 0
+
+
+@pytest.mark.parametrize("text", ["[", "", "3"])
+def test_a_stored_configuration_that_cannot_be_read_is_one_line(
+    text: str, command: Command, tmp_path: Path
+) -> None:
+    command(*TINY, "hydra.run.dir=there")
+    (tmp_path / "there" / ".hydra" / "config.yaml").write_text(text)
+    code, said = command(*TINY, "hydra.run.dir=there")
+    assert code == 2 and said.count("\n") == 1 and "cannot be read" in said
+
+
+def test_a_broken_summary_is_trained_again(command: Command, tmp_path: Path) -> None:
+    command(*TINY)
+    (path,) = find_runs(tmp_path)
+    (path / "summary.json").write_text("{")
+    assert command(*TINY)[0] == 0 and whole(path)
+
+
+def test_the_default_experiment_can_be_written_and_globs_are_matched(command: Command) -> None:
+    assert command("experiment=null", *TINY)[0] == 0
+    code, said = command("-m", "clip=glob(*)", *TINY, "seed=8")
+    assert code == 0 and said.count("completed") == 3
+
+
+def test_a_reader_that_has_left_does_not_fail_the_run(command: Command, tmp_path: Path) -> None:
+    running = process(tmp_path, "-m", "rnngrad", *TINY)
+    assert running.stdout is not None
+    running.stdout.close()
+    assert running.wait(timeout=60) == 0
 
 
 def test_divergence_is_exit_3_with_everything_logged(command: Command, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rnngrad.clipping import CLIPS, Clip
 from rnngrad.init import INITS
 from rnngrad.model import SequenceModel, build_model
 from rnngrad.optim import OPTIMS
-from rnngrad.report import figure, write
+from rnngrad.report import figure, main, write
 from rnngrad.runs import BPTT, COLUMNS, METRICS, Run, table
 from rnngrad.task import TASKS, Task, training_generator
 from rnngrad.tracking import Result, Tracker, heatmap
@@ -188,6 +188,17 @@ def test_a_run_can_be_read_while_it_goes_on_and_after_a_crash_in_a_line(
     assert run.metrics["step"].tolist() == [] and run.bptt == {}
 
 
+def test_a_run_killed_before_its_first_record_was_written_has_none_yet(
+    tmp_path: Path, finished: Run
+) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(finished.summary))
+    (tmp_path / "bptt.json").write_bytes((finished.path / "bptt.json").read_bytes())
+    assert Run(tmp_path).bptt == {}
+    (tmp_path / BPTT).touch()
+    assert Run(tmp_path).bptt == {}
+    write([Run(tmp_path)], tmp_path / "report")
+
+
 def test_stopping_when_solved_ends_at_that_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +350,46 @@ def test_a_report_is_one_page_without_a_request(finished: Run, tmp_path: Path) -
     page = (tmp_path / "index.html").read_text()
     assert path.stat().st_size > 10_000 and "data:image/png;base64," in page
     assert "http" not in page and "completed" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere"], "'nowhere': no run in this directory"),
+        ([""], "'': no run in this directory"),
+        (["run", "--out", "/dev/null/x"], "--out=/dev/null/x: cannot be written"),
+        (["broken"], "broken: a run's files cannot be read"),
+    ],
+)
+def test_the_report_says_in_one_line_what_it_cannot_do(
+    arguments: list[str],
+    says: str,
+    finished: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(finished.path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "summary.json").write_text("{")
+    monkeypatch.setattr("sys.argv", ["rnngrad-report", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and said.count("\n") == 1 and says in said
+
+
+def test_a_run_named_twice_is_reported_once(
+    finished: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["rnngrad-report", str(finished.path), str(finished.path)])
+    main()
+    assert capsys.readouterr().out.count("completed") == 1
 
 
 @pytest.mark.parametrize("count", [1, 5, 12])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rnngrad.nn import unroll
-from rnngrad.parts import Interval, Part, Registry
+from rnngrad.parts import COUNT, Part, Registry
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class CellPart(Part, ABC):
         num_layers: Layers stacked on each other.
     """
 
-    hidden_size: Annotated[int, Interval(low=1)]
-    num_layers: Annotated[int, Interval(low=1)]
+    hidden_size: Annotated[int, COUNT]
+    num_layers: Annotated[int, COUNT]
 
     @abstractmethod
     def cell(self, input_size: int) -> torch.nn.Module:
