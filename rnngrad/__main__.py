@@ -18,15 +18,14 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
+from rnngrad.explain import explain
 from rnngrad.launcher import InUse, lock_directory, plain, register_run_name
-from rnngrad.parts import MISSING, InputError, unknown_key
+from rnngrad.parts import MISSING, InputError
 from rnngrad.runs import SUMMARY, Run, table
 
 DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
@@ -167,66 +166,6 @@ def _summary(directory: Path) -> dict[str, Any]:
         return Run(directory).summary
     except (OSError, ValueError):
         return {}
-
-
-def explain(error: Exception, overrides: list[str]) -> str:
-    """Hydra's and OmegaConf's errors, which take up to ten lines, in one."""
-    text = str(error).split("Config search path")[0]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    first = lines[0] if lines else type(error).__name__
-    if found := re.search(r"Could not find '([^']+)/([^']*)'", first):
-        group, name = found.groups()
-        options = text.partition("Available options in")[2].partition(":")[2].split()
-        options = options or [o for o in _options(group) if o]
-        allowed = (
-            f"must be one of {', '.join(options)}" if options else "there is nothing to choose"
-        )
-        return f"{group}={name}: {allowed}"
-    if found := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", first):
-        key = found.group(1).split("=")[0].lstrip("+~")
-        keys = _keys(overrides)
-        why = first if key in keys else unknown_key(key, keys)
-        return f"{_given(key, overrides)}: {why}"
-    if first.startswith("Ambiguous value for argument"):
-        given = first.split("'")[1]
-        return f"{given}: several values; to sweep over them add -m, for a list write [A,B]"
-    if found := re.search(r"Multiple values for (\S+)\.", first):
-        group = found.group(1)
-        return f"{group}: is given twice; write {group}=NAME once, without +"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as KEY=VALUE; the value may need quotes"
-    if isinstance(error, OmegaConfBaseException) and error.full_key:
-        return f"{_given(error.full_key, overrides)}: {first}"
-    named = [o for o in overrides if o in text or o.split("=")[0].lstrip("+~") in text]
-    blamed = named or [o for o in overrides if not o.startswith("-")]
-    return f"{blamed[0]}: {first}" if len(blamed) == 1 or named else first
-
-
-def _given(key: str, overrides: list[str]) -> str:
-    """The override of ``key`` as it was typed."""
-    return next((o for o in overrides if o.lstrip("+~").split("=")[0] == key), key)
-
-
-def _options(group: str) -> list[str]:
-    """The names that a group can be given."""
-    with hydra.initialize_config_module("rnngrad.conf", version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        return list(loader.get_group_options(group))
-
-
-def _keys(overrides: list[str]) -> list[str]:
-    """The groups and keys there are, with the parts that ``overrides`` choose."""
-    with hydra.initialize_config_module("rnngrad.conf", version_base="1.3"):
-        groups = set(plain(hydra.compose("config")))
-        chosen = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and o.split("=")[0] in groups]
-        try:
-            keys = plain(hydra.compose("config", chosen))
-        except (HydraException, OmegaConfBaseException):
-            keys = plain(hydra.compose("config"))
-    inner = [
-        f"{group}.{key}" for group, node in keys.items() if isinstance(node, dict) for key in node
-    ]
-    return [*keys, "experiment", *(key for key in inner if not key.endswith(".name"))]
 
 
 def _refuse(error: Exception, overrides: list[str]) -> int:

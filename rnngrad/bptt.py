@@ -3,9 +3,6 @@
 A recurrent layer's ``δ_t = ∂L/∂h_t`` has two parts: ``e_t``, what arrives at ``h_t`` from outside
 the layer's own recurrence (the loss, the layer above, ``h_n``), and what comes back through
 ``h_{t+1}``. ``out.grad`` of a fused layer holds the first part only; here is their sum.
-
-Norms are accumulated in float64, scaled where even its square would leave the range: a float32
-norm is 0 about fifteen decades before the gradient is.
 """
 
 from __future__ import annotations
@@ -19,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from rnngrad.norms import norms, weight_norms
 
 
 class Recordable:
@@ -430,92 +429,6 @@ def open_unrolled(cell: nn.Module, x: Tensor, state: Any) -> UnrolledCall | None
     if tape is None or name is None:
         return None
     return tape._add(name, UnrolledCall(tape))
-
-
-def norms(vectors: Tensor) -> Tensor:
-    """``‖v‖₂`` over the last dimension, float64 on the CPU, without under- or overflow.
-
-    Args:
-        vectors: ``[..., H]``.
-
-    Returns:
-        ``[...]``. A vector with a NaN has norm NaN, one with an infinity (and no NaN) infinity.
-    """
-    if vectors.device.type == "mps":  # has no float64
-        vectors = vectors.cpu()
-    if vectors.dtype == torch.float64:
-        scale = _scale(vectors, (-1,))
-        norm: Tensor = torch.linalg.vector_norm(vectors / scale, dim=-1) * scale.squeeze(-1)
-    else:  # the square of any float32 fits into a float64
-        norm = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
-    return norm.cpu()
-
-
-def weight_norms(alpha: Tensor, predecessors: Tensor) -> Tensor:
-    """``‖G_t‖_F``, ``G_t = Σ_b α_{t,b} ⊗ h_{t-1,b}``: each step's contribution to ``∂L/∂W_hh``.
-
-    By the cheaper of two forms: ``G_t`` itself, or ``‖G_t‖² = Σ_bb' (α_b·α_b')(h_b·h_b')``, which
-    never builds it.
-
-    Args:
-        alpha: ``∂L/∂`` pre-activations ``[T, B, gH]``.
-        predecessors: ``h_{t-1} [T, B, P]``.
-
-    Returns:
-        ``[T]``, float64 on the CPU.
-    """
-    steps, batch, rows = alpha.shape
-    gram = batch * (rows + predecessors.shape[-1]) < rows * predecessors.shape[-1]
-    cells = batch * batch if gram else rows * predecessors.shape[-1]
-    chunk = max(1, 2**22 // max(1, cells))  # at most some 32 MiB of products at a time
-    if alpha.device.type == "mps":
-        alpha, predecessors = alpha.cpu(), predecessors.cpu()
-    parts = []
-    for start in range(0, steps, chunk):
-        a = alpha[start : start + chunk].double()
-        h = predecessors[start : start + chunk].double()
-        scale_a, scale_h = _scale(a, (1, 2)), _scale(h, (1, 2))
-        a, h = a / scale_a, h / scale_h
-        if gram:
-            squares = ((a @ a.mT) * (h @ h.mT)).sum((1, 2))
-            part = squares.clamp_min(0).sqrt()
-            # where the rows cancel, a difference of squares has lost the digits that are left
-            cancelled = squares < 1e-5 * (a.norm(dim=-1) * h.norm(dim=-1)).sum(1).square()
-            part[cancelled] = torch.linalg.matrix_norm(a[cancelled].mT @ h[cancelled])
-        else:
-            part = torch.linalg.matrix_norm(a.mT @ h)
-        parts.append(part * (scale_a * scale_h).flatten())
-    return torch.cat(parts).cpu()
-
-
-def log10_rms(norm: Tensor) -> Tensor:
-    """``log10`` of the root mean square over the batch, computed in log space.
-
-    Args:
-        norm: ``[T, B]``, float64.
-
-    Returns:
-        ``[T]``; ``-inf`` where every norm is exactly 0, NaN where one is NaN, as beyond the end of
-        the shortest packed sequence.
-    """
-    scale = _scale(norm, (-1,))
-    return (norm / scale).square().mean(-1).log10() / 2 + scale.squeeze(-1).log10()
-
-
-def log10_mean(norm: Tensor) -> Tensor:
-    """``log10`` of the mean over the batch, what most papers plot; ``[T, B] -> [T]``."""
-    scale = _scale(norm, (-1,))
-    return (norm / scale).mean(-1).log10() + scale.squeeze(-1).log10()
-
-
-def _scale(values: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """A power of two near the largest magnitude over ``dim``, kept; 1 if that is 0 or not finite.
-
-    A power of two, so that scaling by it rounds nothing.
-    """
-    largest = values.abs().amax(dim, keepdim=True) if values.numel() else values.sum(dim, True)
-    exponent = torch.frexp(largest).exponent - 1
-    return torch.where((largest > 0) & largest.isfinite(), torch.exp2(exponent.double()), 1.0)
 
 
 def _running_backward() -> int | None:

@@ -22,8 +22,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.tensorboard import SummaryWriter
 
 from rnngrad import __version__
-from rnngrad.bptt import LayerRecord, Tape, log10_mean, log10_rms
+from rnngrad.bptt import LayerRecord, Tape
 from rnngrad.model import layer_key
+from rnngrad.norms import log10_mean, log10_rms
 from rnngrad.runs import BPTT, BPTT_LAYOUT, COLUMNS, METRICS, SUMMARY, Floats, Run
 
 TAGS = {

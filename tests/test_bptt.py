@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rnngrad.bptt import log10_mean, log10_rms, norms, record, weight_norms
+from rnngrad.bptt import record
 from rnngrad.cells import CELLS
 from rnngrad.check import compare_cell, is_right
 from rnngrad.nn import GRU, LSTM, RNN, convert, unroll
+from rnngrad.norms import log10_mean, log10_rms, norms, weight_norms
 
 LAYERS: dict[str, Any] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 

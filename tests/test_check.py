@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnngrad import bptt
 from rnngrad.cells import CELLS
 from rnngrad.check import all_checks, compare_cell, compare_layer, is_right
 from rnngrad.nn import LSTM, RNN
+from rnngrad.norms import norms, weight_norms
 
 
 def test_the_command_finds_everything_right(tmp_path: Path) -> None:
@@ -40,14 +40,9 @@ def test_every_layer_and_registered_cell_is_checked() -> None:
 def test_a_wrong_record_is_called_wrong(
     make: type[RNN] | type[LSTM], quantity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = bptt.norms
-
-    def wrong(vectors: Tensor) -> Tensor:
-        return right(vectors) * (1 + 1e-9)
-
-    monkeypatch.setattr(bptt, "norms", wrong)
-    real_weight = bptt.weight_norms
-    monkeypatch.setattr(bptt, "weight_norms", lambda a, h: real_weight(a, h) * (1 + 1e-9))
+    slightly = 1 + 1e-9
+    monkeypatch.setattr("rnngrad.bptt.norms", lambda v: norms(v) * slightly)
+    monkeypatch.setattr("rnngrad.bptt.weight_norms", lambda a, h: weight_norms(a, h) * slightly)
     errors = compare_layer(make(2, 3, dtype=torch.float64), torch.randn(4, 2, 2).double())
     assert not is_right(errors) and errors[quantity] == pytest.approx(1e-9, rel=0.1)
 

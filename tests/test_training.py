@@ -13,11 +13,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from rnngrad.bptt import log10_mean, log10_rms, record
+from rnngrad.bptt import record
 from rnngrad.cells import CELLS
 from rnngrad.clipping import CLIPS, Clip
 from rnngrad.init import INITS
 from rnngrad.model import SequenceModel, build_model
+from rnngrad.norms import log10_mean, log10_rms
 from rnngrad.optim import OPTIMS
 from rnngrad.report import figure, main, write
 from rnngrad.runs import BPTT, COLUMNS, METRICS, Run, table
