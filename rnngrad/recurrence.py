@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rnngrad import bptt
-from rnngrad.kernels.reference import KERNELS, Walk, Weights
+from rnngrad.kernels.reference import KERNELS, Saved, Walk, Weights
 
 
 class Recurrence(torch.autograd.Function):
@@ -34,10 +34,10 @@ class Recurrence(torch.autograd.Function):
             gates = torch.nn.functional.linear(x, w_ih, b_ih)
             hs = walk.states(h_0)
             cs = None if c_0 is None else walk.states(c_0)
-            extra = KERNELS[mode].forward(walk, Weights(w_hh, b_hh, w_hr), gates, hs, cs)
+            saved = KERNELS[mode].forward(walk, Weights(w_hh, b_hh, w_hr), gates, hs, cs)
         ctx.mode, ctx.walk, ctx.call = mode, walk, call
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w_ih, w_hh, b_ih, b_hh, w_hr, gates, hs, cs, extra)
+        ctx.save_for_backward(x, w_ih, w_hh, b_hh, w_hr, *saved)
         # a copy, so that the caller may change the output in place as torch.nn's
         return walk.after(hs).clone(), walk.last(hs), None if cs is None else walk.last(cs)
 
@@ -51,21 +51,23 @@ class Recurrence(torch.autograd.Function):
                 "cell through rnngrad.nn.unroll, which has"
             )
         record = ctx.call is not None and ctx.call.enter_backward()
-        x, w_ih, w_hh, b_ih, b_hh, w_hr, gates, hs, cs, extra = ctx.saved_tensors
+        x, w_ih, w_hh, b_hh, w_hr, *rest = ctx.saved_tensors
+        saved = Saved(*rest)
+        gates, hs, cs, _ = saved
         walk: Walk = ctx.walk
         kernel, weights = KERNELS[ctx.mode], Weights(w_hh, b_hh, w_hr)
         with torch.autocast(x.device.type, enabled=False):
             direct = torch.zeros_like(walk.after(hs)) if grad_output is None else grad_output
             if grad_h_n is not None:
                 direct = walk.add_at_last(direct, grad_h_n)
-            grads = kernel.backward(walk, weights, gates, hs, cs, extra, direct, grad_c_n)
+            grads = kernel.backward(walk, weights, saved, direct, grad_c_n)
             if record:
                 ctx.call.fill(grads.hidden, direct, grads.cell, grads.recurrent, walk.before(hs))
             # one product each, over all steps and rows at once
             input, recurrent = grads.input.flatten(0, 1), grads.recurrent.flatten(0, 1)
             needs = ctx.needs_input_grad
             grad_hr = None
-            if w_hr is not None and needs[10]:
+            if w_hr is not None and cs is not None and needs[10]:
                 projected = gates.chunk(4, -1)[3] * walk.after(cs).tanh()
                 grad_hr = grads.hidden.flatten(0, 1).t() @ projected.flatten(0, 1)
             return (

@@ -114,6 +114,22 @@ class Weights(NamedTuple):
     hr: Tensor | None
 
 
+class Saved(NamedTuple):
+    """What the way back needs of the way there.
+
+    Args:
+        gates: The activated gates ``[T, B, gH]``, in the buffer of the pre-activations.
+        hs: ``h`` in a buffer of ``T + 1`` states ``[T + 1, B, P]``.
+        cs: ``c`` likewise, or ``None``.
+        extra: What else a kernel needs, or ``None``.
+    """
+
+    gates: Tensor
+    hs: Tensor
+    cs: Tensor | None
+    extra: Tensor | None = None
+
+
 class Gradients(NamedTuple):
     """What went back through time.
 
@@ -135,28 +151,20 @@ class Gradients(NamedTuple):
 
 
 class Kernel(Protocol):
-    """The recurrence of one kind of cell.
-
-    ``forward`` fills the buffers of states and turns ``gates [T, B, gH]``, which holds what the
-    input contributes (its bias included), into what ``backward`` needs, in place; it returns what
-    else ``backward`` needs.
-    """
+    """The recurrence of one kind of cell."""
 
     def forward(
         self, walk: Walk, w: Weights, gates: Tensor, hs: Tensor, cs: Tensor | None
-    ) -> Tensor | None: ...
+    ) -> Saved:
+        """Fills the buffers of states, from ``gates``: what the input contributes, bias included.
+
+        ``gates`` is overwritten.
+        """
 
     def backward(
-        self,
-        walk: Walk,
-        w: Weights,
-        gates: Tensor,
-        hs: Tensor,
-        cs: Tensor | None,
-        extra: Tensor | None,
-        direct: Tensor,
-        grad_c_n: Tensor | None,
-    ) -> Gradients: ...
+        self, walk: Walk, w: Weights, saved: Saved, direct: Tensor, grad_c_n: Tensor | None
+    ) -> Gradients:
+        """Takes ``e [T, B, P]`` and ``∂L/∂c_n [B, H]`` back through time."""
 
 
 class RNNKernel:
@@ -167,7 +175,7 @@ class RNNKernel:
 
     def forward(
         self, walk: Walk, w: Weights, gates: Tensor, hs: Tensor, cs: Tensor | None
-    ) -> Tensor | None:
+    ) -> Saved:
         if w.b_hh is not None:
             gates += w.b_hh
         w_hh = w.hh.t()
@@ -177,19 +185,12 @@ class RNNKernel:
         for a, h_prev, h in steps:
             torch.addmm(a, h_prev, w_hh, out=h)
             h.relu_() if self.relu else h.tanh_()
-        return None
+        return Saved(gates, hs, cs)
 
     def backward(
-        self,
-        walk: Walk,
-        w: Weights,
-        gates: Tensor,
-        hs: Tensor,
-        cs: Tensor | None,
-        extra: Tensor | None,
-        direct: Tensor,
-        grad_c_n: Tensor | None,
+        self, walk: Walk, w: Weights, saved: Saved, direct: Tensor, grad_c_n: Tensor | None
     ) -> Gradients:
+        gates, hs, *_ = saved
         h = walk.after(hs)
         # relu has no factor: 0 · inf would be NaN where torch's gradient is 0
         factor = h <= 0 if self.relu else 1 - h * h
@@ -211,7 +212,7 @@ class LSTMKernel:
 
     def forward(
         self, walk: Walk, w: Weights, gates: Tensor, hs: Tensor, cs: Tensor | None
-    ) -> Tensor | None:
+    ) -> Saved:
         assert cs is not None
         if w.b_hh is not None:
             gates += w.b_hh
@@ -234,19 +235,12 @@ class LSTMKernel:
                 torch.mul(o_t, c.tanh(), out=h)
             else:
                 torch.mm(o_t * c.tanh(), w.hr.t(), out=h)
-        return None
+        return Saved(gates, hs, cs)
 
     def backward(
-        self,
-        walk: Walk,
-        w: Weights,
-        gates: Tensor,
-        hs: Tensor,
-        cs: Tensor | None,
-        extra: Tensor | None,
-        direct: Tensor,
-        grad_c_n: Tensor | None,
+        self, walk: Walk, w: Weights, saved: Saved, direct: Tensor, grad_c_n: Tensor | None
     ) -> Gradients:
+        gates, hs, cs, _ = saved
         assert cs is not None
         i, f, g, o = gates.chunk(4, -1)
         tanh_c = walk.after(cs).tanh()
@@ -289,7 +283,7 @@ class GRUKernel:
 
     def forward(
         self, walk: Walk, w: Weights, gates: Tensor, hs: Tensor, cs: Tensor | None
-    ) -> Tensor | None:
+    ) -> Saved:
         size = hs.shape[-1]
         w_hh = w.hh.t()
         bias = w.hh.new_zeros(3 * size) if w.b_hh is None else w.b_hh
@@ -309,19 +303,12 @@ class GRUKernel:
             # (1 - z) n + z h, in the form of torch's cell
             torch.sub(h_prev, n_t, out=h)
             h.mul_(z_t).add_(n_t)
-        return before_reset
+        return Saved(gates, hs, cs, before_reset)
 
     def backward(
-        self,
-        walk: Walk,
-        w: Weights,
-        gates: Tensor,
-        hs: Tensor,
-        cs: Tensor | None,
-        extra: Tensor | None,
-        direct: Tensor,
-        grad_c_n: Tensor | None,
+        self, walk: Walk, w: Weights, saved: Saved, direct: Tensor, grad_c_n: Tensor | None
     ) -> Gradients:
+        gates, hs, _, extra = saved
         assert extra is not None
         r, z, n = gates.chunk(3, -1)
         to_n = (1 - z) * (1 - n * n)
