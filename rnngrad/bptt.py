@@ -61,6 +61,8 @@ class record:  # lower case like torch.no_grad: it reads as a statement
         model: Any module that holds ``rnngrad.nn`` layers, or cells run by ``rnngrad.nn.unroll``.
         full: Also keep the gradients themselves.
         weight: Also measure each step's contribution to ``∂L/∂W_hh``; costs a good part of a pass.
+            A cell that uses ``weight_hh`` twice in a step then has its sum over steps in another
+            order, and so rounded differently.
 
     Raises:
         ValueError: There is nothing to record in the model.
@@ -127,7 +129,7 @@ class Tape(Mapping[str, LayerRecord]):
         self._closed = False
         # an input of every recorded call: only a backward told to stop early does not reach it
         self.sentinel = torch.zeros((), requires_grad=True)
-        self._sentinel_node = torch.autograd.graph.get_gradient_edge(self.sentinel).node
+        self._sentinel_node: Any = torch.autograd.graph.get_gradient_edge(self.sentinel).node
         self.whole = True
 
     def __getitem__(self, name: str) -> LayerRecord:
@@ -169,7 +171,7 @@ class Tape(Mapping[str, LayerRecord]):
             # activation checkpointing, which does the first forward again
             self._skipped[name] = "was checkpointed; use_reentrant=False can be recorded"
         elif not differentiable:
-            self._skipped[name] = "was called with nothing that requires a gradient (frozen)"
+            self._skipped[name] = _FROZEN
         else:
             return name
         return None
@@ -177,6 +179,15 @@ class Tape(Mapping[str, LayerRecord]):
     def _add(self, name: str, call: _AnyCall) -> _AnyCall:
         self._calls.setdefault(name, []).append(call)
         return call
+
+    def _drop(self, call: Call) -> None:
+        """Takes back a call that turns out to depend on nothing that requires a gradient."""
+        for name, calls in list(self._calls.items()):
+            if call in calls:
+                calls.remove(call)
+                self._skipped[name] = _FROZEN
+                if not calls:
+                    del self._calls[name]
 
     def _enter_backward(self) -> bool:
         """Called from inside every backward that reaches a recorded call; refuses the second."""
@@ -198,6 +209,10 @@ class Tape(Mapping[str, LayerRecord]):
 
     def _close(self, failed: bool) -> None:
         self._closed = True
+        for name, calls in self._calls.items():
+            for call in calls:
+                call.settle(name)
+        self._sentinel_node = None
         if failed:
             return
         recordable = any(isinstance(module, Recordable) for module in self._model.modules())
@@ -229,7 +244,9 @@ class Call:
         self._beyond = beyond  # [T, B], where a packed sequence has ended
         self._columns = columns  # the caller's order, for packed input
         self._record: LayerRecord | None = None
+        self._error: RuntimeError | None = None
         self._awaited = False
+        self._late = tape._backward is not None
 
     @property
     def sentinel(self) -> Tensor:
@@ -238,8 +255,8 @@ class Call:
 
     def expect(self, output: Tensor, hidden: Tensor, cell: Tensor | None) -> None:
         """What comes out, and zeros shaped as ``∂L/∂h_t [T, B, P]`` and ``∂L/∂c_t``."""
-        self._node = output.grad_fn
-        self._zeros = (hidden, cell)
+        self._node: Any = output.grad_fn
+        self._zeros: tuple[Tensor, Tensor | None] | None = (hidden, cell)
 
     def await_nodes(self) -> None:
         """Called as the backward begins: notes whether it will come here."""
@@ -261,10 +278,24 @@ class Call:
         weight = weight_norms(alpha, predecessors) if self._tape.weight else None
         self._record = self._measured(hidden, direct, cell, weight)
 
+    def settle(self, name: str) -> None:
+        """Ends the call with its block: keeps its record, or why it has none, and nothing else."""
+        try:
+            self.result(name)
+        except RuntimeError as error:
+            self._error = error.with_traceback(None)
+        self._release()
+
+    def _release(self) -> None:
+        self._node = self._zeros = None
+
     def result(self, name: str) -> LayerRecord:
         """The record; a call that the loss does not depend on has gradient 0 at every step."""
+        if self._error is not None:
+            raise self._error
         if self._record is None:
             self._refuse_unreached(name, self._awaited)
+            assert self._zeros is not None
             hidden, cell = self._zeros
             weight = torch.zeros(len(hidden), dtype=torch.float64) if self._tape.weight else None
             self._record = self._measured(hidden, hidden, cell, weight)
@@ -272,6 +303,8 @@ class Call:
 
     def _refuse_unreached(self, name: str, awaited: bool) -> None:
         """What the backward did not reach is 0 only if it went everywhere it could."""
+        if self._late:
+            raise RuntimeError(f"{name!r}: this call came after the block's one backward")
         if awaited:
             raise RuntimeError(f"{name!r}: the backward ended in an error before it was through")
         if not self._tape.whole:
@@ -309,30 +342,40 @@ class UnrolledCall(Call):
     def __init__(self, tape: Tape) -> None:
         super().__init__(tape)
         self.wants_weight = tape.weight
-        self._watched: dict[tuple[str, int], Tensor] = {}
+        self._watched: dict[tuple[str, int], tuple[Tensor, Any]] = {}  # with its node
         self._arrived: dict[tuple[str, int], Tensor] = {}
         self._awaited_steps: set[tuple[str, int]] = set()
 
     def watch(self, kind: str, t: int, tensor: Tensor) -> None:
         """Keeps the gradient of ``hidden``, ``cell`` or ``weight`` (an alias) of step ``t``."""
-        self._watched[kind, t] = tensor
+        self._watched[kind, t] = (tensor, tensor.grad_fn)
         if tensor.requires_grad:
             tensor.register_hook(lambda grad: self._keep(kind, t, grad))
 
     def way_out(self, kind: str, tensor: Tensor) -> Tensor:
         """A copy that leaves the recurrence: what arrives at it is part of the direct gradient."""
+        if not tensor.requires_grad:
+            return tensor.clone()
         out: Tensor = _WayOut.apply(tensor, self.sentinel, self, kind)  # type: ignore[no-untyped-call]
         return out
 
     def await_nodes(self) -> None:
-        self._awaited_steps = {
-            key for key, tensor in self._watched.items() if _will_run(tensor.grad_fn)
-        }
+        self._awaited_steps = {key for key, (_, node) in self._watched.items() if _will_run(node)}
+
+    def drop(self) -> None:
+        """The run turned out to depend on nothing that requires a gradient."""
+        self._tape._drop(self)
 
     def result(self, name: str) -> LayerRecord:
+        if self._error is not None:
+            raise self._error
         if self._record is None:
             self._record = self._assemble(name)
         return self._record
+
+    def _release(self) -> None:
+        self._watched.clear()
+        self._arrived.clear()
 
     def _keep(self, kind: str, t: int, grad: Tensor) -> None:
         if self.enter_backward():
@@ -347,7 +390,7 @@ class UnrolledCall(Call):
         cell = _batched(torch.stack([c.detach() for c in cells]).zero_()) if cells else None
         direct = hidden.clone()
         weight = torch.zeros(len(hidden), dtype=torch.float64)
-        for (kind, t), tensor in self._watched.items():
+        for (kind, t), (tensor, _) in self._watched.items():
             grad = self._arrived.get((kind, t))
             if grad is None and tensor.requires_grad:
                 self._refuse_unreached(name, (kind, t) in self._awaited_steps)
@@ -361,6 +404,10 @@ class UnrolledCall(Call):
                 cell[t] = grad
             else:
                 weight[t] = grad.item()
+        if self.wants_weight and len(hidden) > 1:
+            arrived = {kind for kind, _ in self._arrived}
+            if "hidden" in arrived and "weight" not in arrived:
+                raise RuntimeError(f"{name!r}: the cell does not use its parameter weight_hh")
         if ("outputs", 0) in self._arrived:
             direct += _batched(self._arrived["outputs", 0])
         if ("last", 0) in self._arrived:
@@ -368,7 +415,7 @@ class UnrolledCall(Call):
         return self._measured(hidden, direct, cell, weight if self._tape.weight else None)
 
     def _of(self, kind: str) -> list[Tensor]:
-        return [tensor for (of, _), tensor in self._watched.items() if of == kind]
+        return [tensor for (of, _), (tensor, _) in self._watched.items() if of == kind]
 
 
 class _WayOut(torch.autograd.Function):
@@ -393,6 +440,7 @@ def _batched(states: Tensor) -> Tensor:
 
 
 _AnyCall = TypeVar("_AnyCall", bound=Call)
+_FROZEN = "was called with nothing that requires a gradient (frozen)"
 _ACTIVE: ContextVar[Tape | None] = ContextVar("rnngrad_tape", default=None)
 
 
@@ -420,12 +468,10 @@ def open_call(
     return tape._add(name, Call(tape, beyond=beyond, columns=columns))
 
 
-def open_unrolled(cell: nn.Module, x: Tensor, state: Any) -> UnrolledCall | None:
+def open_unrolled(cell: nn.Module) -> UnrolledCall | None:
     """Like ``open_call``, for a cell run by ``unroll``."""
     tape = _ACTIVE.get()
-    states = [] if state is None else [state] if isinstance(state, Tensor) else state
-    differentiable = any(tensor.requires_grad for tensor in (x, *states, *cell.parameters()))
-    name = None if tape is None else tape._name(cell, "l0", differentiable)
+    name = None if tape is None else tape._name(cell, "l0", differentiable=True)
     if tape is None or name is None:
         return None
     return tape._add(name, UnrolledCall(tape))

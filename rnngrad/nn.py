@@ -264,11 +264,12 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
     """
     if len(x) == 0:
         raise ValueError("unroll: x has no time steps; its shape is [T, B, I]")
-    call = bptt.open_unrolled(cell, x, state) if isinstance(cell, torch.nn.Module) else None
+    call = bptt.open_unrolled(cell) if isinstance(cell, torch.nn.Module) else None
     if x.device.type != "cpu" or x.dim() == 2:
         cell = _without_fused_steps(cell, recorded=call is not None)
     hidden: list[Tensor] = []
     memory: list[Tensor] = []
+    versions: list[int] = []
     given = _as_tuple(state)  # kept alive: identities are compared below
     seen = {id(tensor) for tensor in given}
     for t in range(len(x)):
@@ -278,22 +279,32 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
             state = cell(x[t], state)
         state = _own_tensors(cell, state, seen)
         h, *c = state if isinstance(state, tuple) else (state,)
+        versions += [part._version for part in (h, *c)]
         hidden.append(h)
         memory += c
         if call is not None:
             call.watch("hidden", t, h)
             if c:
                 call.watch("cell", t, c[0])
+    returned = zip(hidden, memory, strict=True) if memory else zip(hidden, strict=True)
+    if versions != [part._version for parts in returned for part in parts]:
+        raise RuntimeError(
+            f"unroll: {type(cell).__name__} changes in place a state that it has returned"
+        )
     outputs = torch.stack(hidden)
-    # a way out of its own, so that what arrives there can be told from what comes back in time
-    last = hidden[-1].view_as(hidden[-1])
-    if call is not None:
-        outputs, last = call.way_out("outputs", outputs), call.way_out("last", last)
-    return outputs, (last, memory[-1]) if memory else last
+    # ways out of their own, so that what arrives there can be told from what comes back in time,
+    # and may be changed in place
+    if call is None:
+        last = hidden[-1].clone()
+    else:
+        outputs, last = call.way_out("outputs", outputs), call.way_out("last", hidden[-1])
+        if not outputs.requires_grad:
+            call.drop()
+    return outputs, (last, memory[-1].clone()) if memory else last
 
 
 def _own_tensors(cell: Any, state: Any, seen: set[int]) -> State:
-    """The state as tensors that no earlier step has returned, so that each has its own gradient."""
+    """The state as tensors that nothing else is or was, so that each has a gradient of its own."""
     parts = state if isinstance(state, tuple) else (state,)
     if len(parts) > 2 or not parts or not all(isinstance(part, Tensor) for part in parts):
         kinds = ", ".join(type(part).__name__ for part in parts)
@@ -303,7 +314,8 @@ def _own_tensors(cell: Any, state: Any, seen: set[int]) -> State:
         )
     own = []
     for part in reversed(parts):  # c first: if h is the same tensor, h is its alias
-        part = part.view_as(part) if id(part) in seen else part
+        if id(part) in seen or (part.is_leaf and part.requires_grad):
+            part = part.view_as(part)
         seen.add(id(part))
         own.append(part)
     return (own[1], own[0]) if len(own) == 2 else own[0]
@@ -313,8 +325,9 @@ def _step_watching_weight(
     cell: Any, x: Tensor, state: State | None, call: bptt.UnrolledCall, t: int
 ) -> Any:
     """One step with an alias of ``weight_hh`` that no other step uses: its gradient is ``G_t``."""
-    weight = getattr(cell, "weight_hh", None)
-    if not isinstance(weight, Tensor):
+    # a parameter proper: one that is computed, as by pruning or parametrisation, cannot be replaced
+    weight = getattr(cell, "_parameters", {}).get("weight_hh")
+    if weight is None:
         raise ValueError(
             f"record(weight=True): {type(cell).__name__} has no parameter weight_hh; "
             "name the recurrent weight so, or record without weight=True"

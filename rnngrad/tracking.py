@@ -97,7 +97,7 @@ class Tracker:
         self._csv = csv.DictWriter(self._metrics, COLUMNS, lineterminator="\n")
         self._csv.writeheader()
         self._bptt = (self.directory / BPTT).open("wb")
-        self._has_layout = False
+        self._layout: dict[str, Any] | None = None
         self._board = SummaryWriter(str(self.directory))
         self._clock = (0, time.perf_counter())
         self._drawn = 0
@@ -142,15 +142,20 @@ class Tracker:
         self._write_summary()
 
     def _append(self, profiles: dict[str, dict[str, Floats]], step: int) -> None:
-        if not self._has_layout:
-            steps = max(len(p) for kinds in profiles.values() for p in kinds.values())
-            layers = {layer: list(kinds) for layer, kinds in profiles.items()}
-            layout = {"T": steps, "layers": layers}
-            _replace(self.directory / BPTT_LAYOUT, json.dumps(layout))
-            self._has_layout = True
-        parts = [np.array([step], dtype=np.float64)]
-        parts += [values for kinds in profiles.values() for values in kinds.values()]
-        self._bptt.write(np.concatenate(parts).tobytes())
+        rows = [values for kinds in profiles.values() for values in kinds.values()]
+        layers = {layer: list(kinds) for layer, kinds in profiles.items()}
+        if self._layout is None:
+            self._layout = {"T": max(map(len, rows)), "layers": layers}
+            _replace(self.directory / BPTT_LAYOUT, json.dumps(self._layout))
+        width = self._layout["T"]
+        if layers != self._layout["layers"] or any(len(row) > width for row in rows):
+            raise ValueError(
+                f"step {step}: recorded {layers} over {max(map(len, rows))} time steps, but the "
+                f"first step had {self._layout['layers']} over {width}"
+            )
+        # shorter sequences end in NaN, so that every record has the same length
+        padded = [np.pad(row, (0, width - len(row)), constant_values=np.nan) for row in rows]
+        self._bptt.write(np.concatenate([[float(step)], *padded]).tobytes())
         self._bptt.flush()
 
     def _draw(self, step: int) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import math
+import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from rnngrad.bptt import record
 from rnngrad.cells import CELLS
@@ -710,6 +715,137 @@ def test_a_cell_that_returns_something_else_is_told_what_is_expected(returned: A
 
     with pytest.raises(TypeError, match=r"unroll: Odd must return h or \(h, c\) as tensors"):
         unroll(Odd(), torch.randn(5, 2, 3))
+
+
+@pytest.mark.parametrize("how", ["parametrised", "pruned", "other name"])
+def test_a_recurrent_weight_that_is_computed_is_refused_not_overwritten_or_read_as_0(
+    how: str,
+) -> None:
+    cell: Any = nn.RNNCell(3, 3)
+    if how == "parametrised":
+        nn.utils.parametrizations.weight_norm(cell, "weight_hh")
+    elif how == "pruned":
+        prune.l1_unstructured(cell, "weight_hh", 0.3)
+    before = copy.deepcopy(cell.state_dict())
+    run: nn.Module = cell
+    error: type[Exception] = ValueError
+    if how == "other name":
+
+        class Other(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight_hh = nn.Parameter(torch.eye(3))
+                self.kept = [self.weight_hh]
+
+            def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
+                return x if h is None else x + h @ self.kept[0]
+
+        run, error = Other(), RuntimeError
+    with pytest.raises(error, match="weight_hh"), record(run, weight=True) as tape:
+        unroll(run, torch.randn(4, 2, 3))[0].sum().backward()
+        tape["l0"]
+    for name, value in cell.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_a_call_after_the_backward_is_not_0(unrolled: bool) -> None:
+    module: nn.Module = nn.GRUCell(3, 4) if unrolled else GRU(3, 4)
+    x = torch.randn(5, 2, 3)
+    run = (lambda: unroll(module, x)[0]) if unrolled else (lambda: module(x)[0])
+    with record(module) as tape:
+        run().sum().backward()
+        run()
+    with pytest.raises(RuntimeError, match="came after the block's one backward"):
+        tape.calls("l0")
+
+
+class Both(nn.Module):
+    """Returns one tensor as h and c."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.GRUCell(3, 4, dtype=torch.float64)
+
+    def forward(self, x: Tensor, state: Any) -> Any:
+        h = self.inner(x, None if state is None else state[0])
+        return h, h
+
+
+@pytest.mark.parametrize("make_cell", [Both, lambda: nn.LSTMCell(3, 4, dtype=torch.float64)])
+def test_the_last_state_may_be_changed_in_place_recorded_or_not(make_cell: Any) -> None:
+    torch.manual_seed(0)
+    cell = make_cell()
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    results = []
+    for recorded in (False, True):
+        cell.zero_grad()
+        with record(cell) if recorded else contextlib.nullcontext():
+            outputs, (h, c) = unroll(cell, x)
+            h.mul_(2)
+            c.add_(1)
+            loss = outputs.sum() + (h * c).sum()
+            loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in cell.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_learned_initial_state_has_a_gradient_of_its_own_in_every_run() -> None:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.h0 = nn.Parameter(torch.ones(2, 1))
+
+        def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
+            return self.h0 if h is None else h / 2
+
+    cell, x = Learned(), torch.zeros(3, 2, 1)
+    with record(cell) as tape:
+        (unroll(cell, x)[0].sum() + 10 * unroll(cell, x)[0].sum()).backward()
+    first, second = (call.hidden_norm[:, 0].tolist() for call in tape.calls("l0"))
+    assert first == [1.75, 1.5, 1.0] and second == [17.5, 15.0, 10.0]
+    assert not cell.h0._backward_hooks
+
+
+def test_a_cell_that_detaches_stays_detached_when_recorded() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.GRUCell(3, 4)
+
+        def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
+            return self.inner(x, h).detach()
+
+    cell = Detached()
+    with pytest.raises(RuntimeError, match="nothing that requires a gradient"), record(cell):
+        assert not unroll(cell, torch.randn(5, 2, 3))[0].requires_grad
+
+
+def test_a_cell_that_changes_its_state_in_place_is_refused() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
+            return x.clone() if h is None else h.add_(x)
+
+    with pytest.raises(RuntimeError, match="InPlace changes in place a state"):
+        unroll(InPlace(), torch.randn(5, 2, 3))
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_a_tape_keeps_nothing_of_the_graph_and_can_be_copied(unrolled: bool) -> None:
+    module: nn.Module = nn.GRUCell(3, 4) if unrolled else GRU(3, 4)
+    gc.disable()
+    try:
+        with record(module) as tape:
+            x = torch.randn(5, 2, 3)
+            output = unroll(module, x)[0] if unrolled else module(x)[0]
+            output.sum().backward()
+        twin = pickle.loads(pickle.dumps(copy.deepcopy(tape)))  # noqa: S301
+        assert torch.equal(twin["l0"].hidden_norm, tape["l0"].hidden_norm)
+        alive = weakref.ref(x)
+        del x, output
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_reentrant_checkpointing_says_what_to_use() -> None:

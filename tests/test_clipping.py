@@ -171,6 +171,15 @@ def test_total_norm_is_that_of_float64_even_where_squares_are_not() -> None:
     assert math.isnan(total_norm([torch.tensor([math.nan, math.inf])]))
 
 
+def test_large_p_keeps_its_digits() -> None:
+    """1e5 entries whose 100th powers leave the range, and one slightly larger."""
+    entries = torch.full((100_001,), 10**-3.235, dtype=torch.float64)
+    entries[0] = 10**-3.22
+    ratio = 10 ** (-3.235 + 3.22)
+    expected = 10**-3.22 * (1 + 1e5 * ratio**100) ** 0.01
+    assert total_norm([entries], 100.0) == pytest.approx(expected, rel=1e-12)
+
+
 def test_norm_clipping_is_torchs_up_to_its_epsilon() -> None:
     torch.manual_seed(0)
     ours, theirs = (parameters(*(torch.randn(4, 3) for _ in range(3))) for _ in range(2))

@@ -18,6 +18,7 @@ from rnngrad.cells import CELLS
 from rnngrad.clipping import CLIPS, Clip
 from rnngrad.init import INITS
 from rnngrad.model import SequenceModel, build_model
+from rnngrad.nn import GRU
 from rnngrad.norms import log10_mean, log10_rms
 from rnngrad.optim import OPTIMS
 from rnngrad.report import figure, main, write
@@ -198,6 +199,23 @@ def test_a_run_killed_before_its_first_record_was_written_has_none_yet(
     (tmp_path / BPTT).touch()
     assert Run(tmp_path).bptt == {}
     write([Run(tmp_path)], tmp_path / "report")
+
+
+def test_shorter_sequences_end_in_nan_and_longer_ones_are_refused(tmp_path: Path) -> None:
+    layer = torch.nn.ModuleDict({"rnn": GRU(2, 3)})
+    row = {"step": 0, "loss": 1.0}
+    with Tracker(tmp_path, 1 / 6) as tracker:
+        for step, length in ((1, 4), (2, 3), (3, 6)):
+            with record(layer) as tape:
+                layer["rnn"](torch.randn(length, 2, 2))[0].sum().backward()
+            if length < 6:
+                tracker.log(row | {"step": step}, tape)
+            else:
+                with pytest.raises(ValueError, match="over 6 time steps, but the first step had"):
+                    tracker.log(row | {"step": step}, tape)
+    history = Run(tmp_path).bptt["l0"]
+    assert history.step.tolist() == [1, 2]
+    assert np.isnan(history.hidden).tolist() == [[False] * 4, [False] * 3 + [True]]
 
 
 def test_stopping_when_solved_ends_at_that_evaluation(

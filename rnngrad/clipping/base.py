@@ -78,9 +78,10 @@ def total_norm(grads: Sequence[Tensor], norm_type: float = 2.0) -> float:
     Returns:
         ``(Σ |g|^p)^(1/p)``; NaN if an entry is NaN.
     """
-    norm = _norm(grads, norm_type)
-    if 1e-140 < norm < math.inf or math.isnan(norm):
-        return norm
+    if norm_type in (1, 2, math.inf):  # the powers of others leave the range much earlier
+        norm = _norm(grads, norm_type)
+        if 1e-140 < norm < math.inf or math.isnan(norm):
+            return norm
     largest = _norm(grads, math.inf)
     if largest == 0 or not math.isfinite(largest):
         return largest
