@@ -37,6 +37,10 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if found := re.search(r"Multiple values for (\S+)\.", first):
         group = found.group(1)
         return f"{group}: is given twice; write {group}=NAME once, without +"
+    if first.startswith("Config group override must be"):
+        given = next((o for o in overrides if re.match(r"[\w/]+=(null\b|[-.\d])", o)), "")
+        group = given.split("=")[0]
+        return f"{given}: must be one of {', '.join(_options(group))}" if group else first
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as KEY=VALUE; the value may need quotes"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
