@@ -245,6 +245,8 @@ class Call:
         self._columns = columns  # the caller's order, for packed input
         self._record: LayerRecord | None = None
         self._error: RuntimeError | None = None
+        self._node: Any = None
+        self._zeros: tuple[Tensor, Tensor | None] | None = None
         self._awaited = False
         self._late = tape._backward is not None
 
@@ -255,8 +257,7 @@ class Call:
 
     def expect(self, output: Tensor, hidden: Tensor, cell: Tensor | None) -> None:
         """What comes out, and zeros shaped as ``∂L/∂h_t [T, B, P]`` and ``∂L/∂c_t``."""
-        self._node: Any = output.grad_fn
-        self._zeros: tuple[Tensor, Tensor | None] | None = (hidden, cell)
+        self._node, self._zeros = output.grad_fn, (hidden, cell)
 
     def await_nodes(self) -> None:
         """Called as the backward begins: notes whether it will come here."""
@@ -295,7 +296,8 @@ class Call:
             raise self._error
         if self._record is None:
             self._refuse_unreached(name, self._awaited)
-            assert self._zeros is not None
+            if self._zeros is None:
+                raise RuntimeError(f"{name!r}: the forward of this call ended in an error")
             hidden, cell = self._zeros
             weight = torch.zeros(len(hidden), dtype=torch.float64) if self._tape.weight else None
             self._record = self._measured(hidden, hidden, cell, weight)
@@ -385,6 +387,8 @@ class UnrolledCall(Call):
             )
 
     def _assemble(self, name: str) -> LayerRecord:
+        if not self._of("hidden"):
+            raise RuntimeError(f"{name!r}: the forward of this call ended in an error")
         hidden = _batched(torch.stack([h.detach() for h in self._of("hidden")]).zero_())
         cells = self._of("cell")
         cell = _batched(torch.stack([c.detach() for c in cells]).zero_()) if cells else None

@@ -848,6 +848,15 @@ def test_a_tape_keeps_nothing_of_the_graph_and_can_be_copied(unrolled: bool) -> 
         gc.enable()
 
 
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_an_error_in_a_forward_leaves_the_block_as_it_is(unrolled: bool) -> None:
+    module: nn.Module = nn.GRUCell(3, 4) if unrolled else GRU(3, 4)
+    module.register_parameter("bias_hh" if unrolled else "bias_hh_l0", nn.Parameter(torch.ones(5)))
+    with pytest.raises(RuntimeError, match="size|shape|expand"), record(module):
+        x = torch.randn(5, 2, 3)
+        unroll(module, x) if unrolled else module(x)
+
+
 def test_reentrant_checkpointing_says_what_to_use() -> None:
     layer, x = GRU(3, 4), torch.randn(5, 2, 3, requires_grad=True)
     with pytest.raises(RuntimeError, match="use_reentrant=False can be recorded"), record(layer):
