@@ -66,7 +66,7 @@ class record:  # lower case like torch.no_grad: it reads as a statement
 
     Raises:
         ValueError: There is nothing to record in the model.
-        TypeError: The model is spread over several devices by ``DataParallel``.
+        TypeError: The model is no module, or spread over several devices by ``DataParallel``.
         RuntimeError: On entering inside another block; on a second backward; at the end of a block
             that saw no backward.
 
@@ -295,13 +295,17 @@ class Call:
         if self._error is not None:
             raise self._error
         if self._record is None:
-            self._refuse_unreached(name, self._awaited)
-            if self._zeros is None:
-                raise RuntimeError(f"{name!r}: the forward of this call ended in an error")
-            hidden, cell = self._zeros
-            weight = torch.zeros(len(hidden), dtype=torch.float64) if self._tape.weight else None
-            self._record = self._measured(hidden, hidden, cell, weight)
+            self._record = self._assemble(name)
         return self._record
+
+    def _assemble(self, name: str) -> LayerRecord:
+        """The record of a call that the backward has not filled in."""
+        self._refuse_unreached(name, self._awaited)
+        if self._zeros is None:
+            raise RuntimeError(f"{name!r}: the forward of this call ended in an error")
+        hidden, cell = self._zeros
+        weight = torch.zeros(len(hidden), dtype=torch.float64) if self._tape.weight else None
+        return self._measured(hidden, hidden, cell, weight)
 
     def _refuse_unreached(self, name: str, awaited: bool) -> None:
         """What the backward did not reach is 0 only if it went everywhere it could."""
@@ -367,13 +371,6 @@ class UnrolledCall(Call):
     def drop(self) -> None:
         """The run turned out to depend on nothing that requires a gradient."""
         self._tape._drop(self)
-
-    def result(self, name: str) -> LayerRecord:
-        if self._error is not None:
-            raise self._error
-        if self._record is None:
-            self._record = self._assemble(name)
-        return self._record
 
     def _release(self) -> None:
         self._watched.clear()

@@ -255,7 +255,10 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
         The outputs ``h_t [T, B, H]`` and the last state.
 
     Raises:
-        ValueError: ``record(weight=True)`` on a cell without a parameter ``weight_hh``.
+        TypeError: The cell returns something else, or a ``c_t`` that cannot be recorded.
+        RuntimeError: The cell changes in place a state that it has returned.
+        ValueError: There is no time step; or, under ``record(weight=True)``, no trainable
+            parameter ``weight_hh``.
 
     Example:
         >>> outputs, h = unroll(torch.nn.GRUCell(3, 4), torch.zeros(5, 2, 3))
@@ -269,7 +272,7 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
         cell = _without_fused_steps(cell, recorded=call is not None)
     hidden: list[Tensor] = []
     memory: list[Tensor] = []
-    versions: list[int] = []
+    versions: list[int | None] = []
     given = _as_tuple(state)  # kept alive: identities are compared below
     seen = {id(tensor) for tensor in given}
     for t in range(len(x)):
@@ -279,7 +282,7 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
             state = cell(x[t], state)
         state = _own_tensors(cell, state, seen)
         h, *c = state if isinstance(state, tuple) else (state,)
-        versions += [part._version for part in (h, *c)]
+        versions += [_version(part) for part in (h, *c)]
         hidden.append(h)
         memory += c
         if call is not None:
@@ -287,7 +290,7 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
             if c:
                 call.watch("cell", t, c[0])
     returned = zip(hidden, memory, strict=True) if memory else zip(hidden, strict=True)
-    if versions != [part._version for parts in returned for part in parts]:
+    if versions != [_version(part) for parts in returned for part in parts]:
         raise RuntimeError(
             f"unroll: {type(cell).__name__} changes in place a state that it has returned"
         )
@@ -301,6 +304,11 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
         if not outputs.requires_grad:
             call.drop()
     return outputs, (last, memory[-1].clone()) if memory else last
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; not counted under ``inference_mode``."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _own_tensors(cell: Any, state: Any, seen: set[int]) -> State:

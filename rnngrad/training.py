@@ -169,7 +169,7 @@ def locate_nonfinite(model: SequenceModel, task: Task, inputs: Tensor, targets: 
             t = len(back_in_time) - 1 - k
             steps.append(f"going back, ∂L/∂h_t of {name} is not finite from t = {t} on")
     if not bad:
-        return "nothing on this batch is"
+        return "the loss is not finite, while everything on this step's training batch is"
     return "; ".join([f"gradient of {', '.join(bad)} is not finite", *steps])
 
 

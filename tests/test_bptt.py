@@ -848,6 +848,14 @@ def test_a_tape_keeps_nothing_of_the_graph_and_can_be_copied(unrolled: bool) -> 
         gc.enable()
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_unroll_runs_without_gradients(cell: nn.Module, mode: Any) -> None:
+    x = torch.randn(5, 2, 4, dtype=torch.float64)
+    with mode():
+        outputs, _ = unroll(cell, x)
+    assert torch.equal(outputs, unroll(cell, x)[0])
+
+
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_an_error_in_a_forward_leaves_the_block_as_it_is(unrolled: bool) -> None:
     module: nn.Module = nn.GRUCell(3, 4) if unrolled else GRU(3, 4)

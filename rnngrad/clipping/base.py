@@ -51,7 +51,8 @@ class Clip(Part, ABC):
             )
         with torch.no_grad():
             pre = total_norm(grads)
-            if not all(bool(grad.isfinite().all()) for grad in grads):
+            # a finite norm has no other entries; an infinite one may be float64's own limit
+            if not (math.isfinite(pre) or all(bool(grad.isfinite().all()) for grad in grads)):
                 return ClipReport(pre, pre, 1.0, clipped=False, finite=False)
             clipped = self.clip_(grads)
             post = total_norm(grads) if clipped else pre
