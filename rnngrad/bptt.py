@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rnngrad.norms import norms, weight_norms
+from rnngrad.kernels.interface import Recording
+from rnngrad.norms import norms
 
 
 class Recordable:
@@ -170,6 +171,8 @@ class Tape(Mapping[str, LayerRecord]):
         elif _running_backward() is not None:
             # activation checkpointing, which does the first forward again
             self._skipped[name] = "was checkpointed; use_reentrant=False can be recorded"
+        elif torch._C._are_functorch_transforms_active():
+            self._skipped[name] = "was called inside torch.vmap, which cannot be recorded"
         elif not differentiable:
             self._skipped[name] = _FROZEN
         else:
@@ -251,6 +254,16 @@ class Call:
         self._late = tape._backward is not None
 
     @property
+    def full(self) -> bool:
+        """Whether the gradients themselves are wanted."""
+        return self._tape.full
+
+    @property
+    def weight(self) -> bool:
+        """Whether each step's contribution to ``∂L/∂W_hh`` is wanted."""
+        return self._tape.weight
+
+    @property
     def sentinel(self) -> Tensor:
         """To be an input, with gradient ``None``, of every node that reports to this call."""
         return self._tape.sentinel
@@ -267,17 +280,9 @@ class Call:
         """True if what this backward sends through the call is to be recorded."""
         return self._tape._enter_backward()
 
-    def fill(
-        self,
-        hidden: Tensor,
-        direct: Tensor,
-        cell: Tensor | None,
-        alpha: Tensor,
-        predecessors: Tensor,
-    ) -> None:
-        """Takes ``δ``, ``e [T, B, P]``, ``∂L/∂c_t``, ``α [T, B, gH]`` and ``h_{t-1} [T, B, P]``."""
-        weight = weight_norms(alpha, predecessors) if self._tape.weight else None
-        self._record = self._measured(hidden, direct, cell, weight)
+    def fill(self, recording: Recording) -> None:
+        """Takes what the backward has sent through the call."""
+        self._record = self._arranged(recording)
 
     def settle(self, name: str) -> None:
         """Ends the call with its block: keeps its record, or why it has none, and nothing else."""
@@ -322,24 +327,30 @@ class Call:
     def _measured(
         self, hidden: Tensor, direct: Tensor, cell: Tensor | None, weight: Tensor | None
     ) -> LayerRecord:
-        full = self._tape.full
-        return LayerRecord(
-            hidden_norm=self._arrange(norms(hidden)),
-            direct_norm=self._arrange(norms(direct)),
-            cell_norm=None if cell is None else self._arrange(norms(cell)),
-            weight_norm=weight,
-            hidden_grad=self._arrange(hidden) if full else None,
-            cell_grad=self._arrange(cell) if full and cell is not None else None,
+        return self._arranged(
+            Recording(
+                norms(hidden),
+                norms(direct),
+                None if cell is None else norms(cell),
+                weight,
+                hidden.clone() if self.full else None,
+                cell.clone() if self.full and cell is not None else None,
+            )
         )
 
-    def _arrange(self, rows: Tensor) -> Tensor:
-        """NaN beyond the ends, columns in the caller's order; a copy of its own."""
-        rows = rows.detach().clone()
-        if self._beyond is not None:
-            rows[self._beyond.to(rows.device)] = math.nan
-        if self._columns is not None:
-            rows = rows[:, self._columns.to(rows.device)]
-        return rows
+    def _arranged(self, recording: Recording) -> LayerRecord:
+        """NaN beyond the ends, columns in the caller's order; changes the recording in place."""
+        by_row = {
+            name: tensor
+            for name, tensor in recording._asdict().items()
+            if tensor is not None and name != "weight_norm"
+        }
+        for name, tensor in by_row.items():
+            if self._beyond is not None:
+                tensor[self._beyond.to(tensor.device)] = math.nan
+            if self._columns is not None:
+                by_row[name] = tensor[:, self._columns.to(tensor.device)]
+        return LayerRecord(**by_row, weight_norm=recording.weight_norm)
 
 
 class UnrolledCall(Call):

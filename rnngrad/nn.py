@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnngrad import bptt
-from rnngrad.kernels.reference import Walk
+from rnngrad.kernels.interface import Walk
 from rnngrad.recurrence import Recurrence
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -31,6 +31,10 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
     Beside torch.nn's they differ in three things: under autocast they compute in the weights' own
     precision, dropout of packed input draws other numbers, and there is no double backward.
     """
+
+    recompute_segments = 1
+    """Parts of the sequence that the backward runs forward once more, one at a time, before it goes
+    back through them: only the states between them are kept. 1 keeps everything, √T least."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Runs the layer over time; arguments, shapes and errors are torch.nn's."""
@@ -133,16 +137,18 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
         )
         tensors = (x, *states, *([None] if len(states) == 1 else []), w_ih, w_hh, b_ih, b_hh, w_hr)
+        differentiable = any(t is not None and t.requires_grad for t in tensors)
         call = bptt.open_call(
             self,
             suffix,
-            differentiable=any(t is not None and t.requires_grad for t in tensors),
+            differentiable=differentiable,
             beyond=None if walk.lengths is None else walk.beyond(),
             columns=columns,
         )
         sentinel = None if call is None else call.sentinel
-        output, h_n, c_n = Recurrence.apply(  # type: ignore[no-untyped-call]
-            self.mode, walk, call, *tensors, sentinel
+        keep = differentiable and torch.is_grad_enabled()
+        output, h_n, c_n, *_ = Recurrence.apply(  # type: ignore[no-untyped-call]
+            self.mode, walk, self.recompute_segments, keep, call, *tensors, sentinel
         )
         if call is not None:
             zeros = [x.new_zeros(()).expand(len(x), *s.shape) for s in states]

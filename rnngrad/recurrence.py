@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from rnngrad import bptt
-from rnngrad.kernels.reference import KERNELS, Saved, Walk, Weights
+from rnngrad.kernels import kernel_for
+from rnngrad.kernels.interface import (
+    Gradients,
+    Incoming,
+    Kernel,
+    Passed,
+    Recording,
+    Walk,
+    Wanted,
+    Weights,
+)
 
 
 class Recurrence(torch.autograd.Function):
-    """One layer and direction, input product included; its backward reports to the open call."""
+    """One layer and direction, input product included; its backward reports to the open call.
+
+    Returns ``output``, ``h_n``, ``c_n`` or ``None``, and after them what is saved.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
         mode: str,
         walk: Walk,
+        segments: int,
+        keep: bool,
         call: bptt.Call | None,
         x: Tensor,
         h_0: Tensor,
@@ -29,58 +44,176 @@ class Recurrence(torch.autograd.Function):
         b_hh: Tensor | None,
         w_hr: Tensor | None,
         sentinel: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        with torch.autocast(x.device.type, enabled=False):
-            gates = torch.nn.functional.linear(x, w_ih, b_ih)
-            hs = walk.states(h_0)
-            cs = None if c_0 is None else walk.states(c_0)
-            saved = KERNELS[mode].forward(walk, Weights(w_hh, b_hh, w_hr), gates, hs, cs)
-        ctx.mode, ctx.walk, ctx.call = mode, walk, call
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w_ih, w_hh, b_hh, w_hr, *saved)
-        # a copy, so that the caller may change the output in place as torch.nn's
-        return walk.after(hs).clone(), walk.last(hs), None if cs is None else walk.last(cs)
+    ) -> tuple[Tensor | None, ...]:
+        w = Weights(w_ih, w_hh, b_ih, b_hh, w_hr)
+        kernel = kernel_for(mode, x, projected=w_hr is not None)
+        if segments > 1:
+            passed = _forward_in_segments(kernel, segments, walk, x, h_0, c_0, w)
+        else:
+            passed = kernel.forward(walk, x, h_0, c_0, w, keep)
+        return (passed.output, passed.h_n, passed.c_n, *passed.saved)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        mode, ctx.walk, ctx.segments, _, ctx.call, x, _, _, *weights, _ = inputs
+        ctx.kernel = kernel_for(mode, x, projected=weights[-1] is not None)
+        saved = output[3:]
+        ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *weights, *saved)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *inputs: Any
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+        """Several runs at once, as by ``torch.vmap`` over stacked weights: the axis ``R``."""
+        mode, walk, segments, _, call, *tensors, sentinel = inputs
+        # inside torch.vmap a tensor does not say whether it requires a gradient
+        options = (mode, walk, segments, True, call)
+        stacked: list[Any] = [
+            tensor
+            if tensor is None
+            else tensor.expand(info.batch_size, *tensor.shape)
+            if dim is None
+            else tensor.movedim(dim, 0)
+            for tensor, dim in zip(tensors, in_dims[5:-1], strict=True)
+        ]
+        x, apply = stacked[0], cast(Any, Recurrence.apply)
+        if x.dim() > 4:
+            raise NotImplementedError("rnngrad.nn layers do not nest in torch.vmap")
+        if kernel_for(mode, x, projected=tensors[-1] is not None).takes_runs:
+            outputs = apply(*options, *stacked, sentinel)[:3]
+        else:
+            runs = zip(*(t if t is not None else [None] * len(x) for t in stacked), strict=True)
+            each = [apply(*options, *run, sentinel)[:3] for run in runs]
+            outputs = tuple(
+                None if one[0] is None else torch.stack(one) for one in zip(*each, strict=True)
+            )
+        return outputs, tuple(None if one is None else 0 for one in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 "rnngrad.nn layers have no double backward (create_graph=True); run the layer's "
                 "cell through rnngrad.nn.unroll, which has"
             )
-        record = ctx.call is not None and ctx.call.enter_backward()
-        x, w_ih, w_hh, b_hh, w_hr, *rest = ctx.saved_tensors
-        saved = Saved(*rest)
-        gates, hs, cs, _ = saved
-        walk: Walk = ctx.walk
-        kernel, weights = KERNELS[ctx.mode], Weights(w_hh, b_hh, w_hr)
-        with torch.autocast(x.device.type, enabled=False):
-            direct = torch.zeros_like(walk.after(hs)) if grad_output is None else grad_output
-            if grad_h_n is not None:
-                direct = walk.add_at_last(direct, grad_h_n)
-            grads = kernel.backward(walk, weights, saved, direct, grad_c_n)
-            if record:
-                ctx.call.fill(grads.hidden, direct, grads.cell, grads.recurrent, walk.before(hs))
-            # one product each, over all steps and rows at once
-            input, recurrent = grads.input.flatten(0, 1), grads.recurrent.flatten(0, 1)
-            needs = ctx.needs_input_grad
-            grad_hr = None
-            if w_hr is not None and cs is not None and needs[10]:
-                projected = gates.chunk(4, -1)[3] * walk.after(cs).tanh()
-                grad_hr = grads.hidden.flatten(0, 1).t() @ projected.flatten(0, 1)
-            return (
-                None,
-                None,
-                None,
-                (input @ w_ih).view_as(x) if needs[3] else None,
-                grads.h_0 if needs[4] else None,
-                grads.c_0 if needs[5] else None,
-                input.t() @ x.flatten(0, 1) if needs[6] else None,
-                recurrent.t() @ walk.before(hs).flatten(0, 1) if needs[7] else None,
-                input.sum(0) if needs[8] else None,
-                recurrent.sum(0) if needs[9] else None,
-                grad_hr,
-                None,
-            )
+        call: bptt.Call | None = ctx.call
+        record = call is not None and call.enter_backward()
+        x, w_ih, w_hh, b_ih, b_hh, w_hr, *saved = ctx.saved_tensors
+        w = Weights(w_ih, w_hh, b_ih, b_hh, w_hr)
+        *_, x_needs, h_needs, c_needs, ih, hh, b_ih_needs, b_hh_needs, hr, _ = ctx.needs_input_grad
+        wanted = Wanted(
+            x=x_needs,
+            ih=ih or b_ih_needs or b_hh_needs,
+            hh=hh,
+            hr=hr,
+            norms=record,
+            full=record and call.full,  # type: ignore[union-attr]
+            weight=record and call.weight,  # type: ignore[union-attr]
+        )
+        backward = ctx.kernel.backward
+        if ctx.segments > 1:
+            backward = partial(_backward_in_segments, ctx.kernel, ctx.segments)
+        back = backward(ctx.walk, x, w, tuple(saved), Incoming(*grads[:3]), wanted)
+        if record and back.recording is not None:
+            call.fill(back.recording)  # type: ignore[union-attr]
+        return (
+            *(None,) * 5,
+            back.x,
+            back.h_0 if h_needs else None,
+            back.c_0 if c_needs else None,
+            back.ih if ih else None,
+            back.hh,
+            back.b_ih if b_ih_needs else None,
+            back.b_hh if b_hh_needs else None,
+            back.hr,
+            None,
+        )
+
+
+def _forward_in_segments(
+    kernel: Kernel, count: int, walk: Walk, x: Tensor, h_0: Tensor, c_0: Tensor | None, w: Weights
+) -> Passed:
+    """One part of the sequence after the other, of each of which only the first state is saved."""
+    output: Tensor | None = None
+    h, c, first = h_0, c_0, []
+    for part in walk.parts(count):
+        first += [h] if c is None else [h, c]
+        passed = kernel.forward(part.walk, part.of(x), h, c, w, keep=False)
+        if output is None:
+            output = x.new_empty(*x.shape[:-1], h_0.shape[-1])
+        part.of(output).copy_(passed.output)
+        h, c = passed.h_n, passed.c_n
+    assert output is not None
+    return Passed(output, h, c, tuple(first))
+
+
+def _backward_in_segments(
+    kernel: Kernel,
+    count: int,
+    walk: Walk,
+    x: Tensor,
+    w: Weights,
+    first: tuple[Tensor, ...],
+    incoming: Incoming,
+    wanted: Wanted,
+) -> Gradients:
+    """Each part once more forward, now saving, and then back; the last part first.
+
+    Chen, Xu, Zhang & Guestrin, "Training deep nets with sublinear memory cost", 2016, section 3.
+    """
+    parts = walk.parts(count)
+    has_cell = len(first) == 2 * len(parts)
+    grad_x = torch.empty_like(x) if wanted.x else None
+    sums: dict[str, Tensor] = {}
+    recordings: list[Recording] = []
+    carried_h = carried_c = None
+    for index, part in reversed(list(enumerate(parts))):
+        h_0, c_0 = first[2 * index : 2 * index + 2] if has_cell else (first[index], None)
+        passed = kernel.forward(part.walk, part.of(x), h_0, c_0, w, keep=True)
+        back = kernel.backward(
+            part.walk,
+            part.of(x),
+            w,
+            passed.saved,
+            Incoming(
+                None if incoming.output is None else part.of(incoming.output),
+                part.ending(incoming.h_n),
+                part.ending(incoming.c_n),
+                carried_h,
+                carried_c,
+            ),
+            wanted,
+        )
+        carried_h, carried_c = back.h_0, back.c_0
+        if grad_x is not None and back.x is not None:
+            part.of(grad_x).copy_(back.x)
+        for name in ("ih", "hh", "b_ih", "b_hh", "hr"):
+            if (grad := getattr(back, name)) is not None:
+                sums[name] = sums[name].add_(grad) if name in sums else grad.clone()
+        if back.recording is not None:
+            recordings.append(back.recording)
+    assert carried_h is not None
+    ordered = recordings if walk.reverse else recordings[::-1]
+    return Gradients(
+        x=grad_x,
+        h_0=carried_h,
+        c_0=carried_c,
+        ih=sums.get("ih"),
+        hh=sums.get("hh"),
+        b_ih=sums.get("b_ih"),
+        b_hh=sums.get("b_hh"),
+        hr=sums.get("hr"),
+        recording=_joined(ordered) if recordings else None,
+    )
+
+
+def _joined(recordings: list[Recording]) -> Recording:
+    """Recordings of successive parts as one."""
+    axes = (-2, -2, -2, -1, -3, -3)  # of time, in the order of the fields
+    joined: list[Any] = [
+        None if values[0] is None else torch.cat(values, axis)
+        for values, axis in zip(zip(*recordings, strict=True), axes, strict=True)
+    ]
+    return Recording(*joined)

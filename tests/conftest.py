@@ -1,5 +1,26 @@
 """Small sizes everywhere: one thread is faster than two."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
+from rnngrad.kernels import fused, reference_only
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", params=["compiled", "compiled_3_threads", "reference"])
+def every_kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a module's tests once with each way of computing the recurrence."""
+    if request.param == "reference":
+        with reference_only():
+            yield request.param
+    elif request.param == "compiled":
+        yield request.param
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused, "SERIAL_WORK", 0)
+            torch.set_num_threads(3)
+            yield request.param
+            torch.set_num_threads(1)

@@ -23,6 +23,8 @@ from rnngrad.check import compare_cell, is_right
 from rnngrad.nn import GRU, LSTM, RNN, convert, unroll
 from rnngrad.norms import log10_mean, log10_rms, norms, weight_norms
 
+pytestmark = pytest.mark.usefixtures("every_kernel")
+
 LAYERS: dict[str, Any] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 
 

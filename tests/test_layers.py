@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
 }
 NOTICE = "ignore:LSTM with projections is not supported with oneDNN"
 
-pytestmark = pytest.mark.filterwarnings(NOTICE)
+pytestmark = [pytest.mark.filterwarnings(NOTICE), pytest.mark.usefixtures("every_kernel")]
 
 
 @pytest.fixture(params=KINDS)

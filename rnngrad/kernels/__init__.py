@@ -1,4 +1,61 @@
 """The recurrence over time, forward and backward, for the three standard cells.
 
-``reference`` writes it in plain torch operations, for every device.
+``reference`` writes it in plain torch operations, for every device and dtype; ``fused`` is compiled
+code for the CPU, which is used wherever it can be. Both keep to ``interface``, and to one another
+to rounding.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from rnngrad.kernels.interface import Kernel
+from rnngrad.kernels.reference import ReferenceKernel
+
+_REFERENCE_ONLY: ContextVar[bool] = ContextVar("rnngrad_reference_only", default=False)
+
+
+def kernel_for(mode: str, x: Tensor, projected: bool) -> Kernel:
+    """The fastest kernel for a layer and its input.
+
+    Args:
+        mode: torch.nn's: ``RNN_TANH``, ``RNN_RELU``, ``LSTM`` or ``GRU``.
+        x: ``[..., T, B, I]``.
+        projected: Whether the layer has a ``proj_size``.
+    """
+    fused = (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not projected
+        and x.numel() > 0
+        and not _REFERENCE_ONLY.get()
+    )
+    return _fused(mode) if fused else _reference(mode)
+
+
+@contextmanager
+def reference_only() -> Iterator[None]:
+    """Inside, layers use plain torch operations, to compare with or to rule out a fault."""
+    token = _REFERENCE_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _REFERENCE_ONLY.reset(token)
+
+
+@cache
+def _reference(mode: str) -> Kernel:
+    return ReferenceKernel(mode)
+
+
+@cache
+def _fused(mode: str) -> Kernel:
+    from rnngrad.kernels.fused import FusedKernel  # numba takes half a second to import
+
+    return FusedKernel(mode)

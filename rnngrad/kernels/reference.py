@@ -1,8 +1,7 @@
-"""One layer and direction over time in plain torch operations, forward and backward.
+"""One layer and direction over time in plain torch operations, for every device and dtype.
 
-Legend: ``T`` time steps, ``B`` batch, ``H`` hidden size, ``P`` width of ``h`` (``H``, or
-``proj_size``), ``g`` gates (1 RNN, 3 GRU, 4 LSTM). ``α`` is ``∂L/∂(pre-activation)``, ``δ`` is
-``∂L/∂h_t`` in total, ``e`` the part of ``δ`` that arrives from outside the recurrence.
+``α`` is ``∂L/∂(pre-activation)``, ``δ`` is ``∂L/∂h_t`` in total, ``e`` the part of ``δ`` that
+arrives from outside the recurrence.
 
 States are kept in one buffer of ``T + 1`` rows, so that "all states" and "all predecessors" are
 two views of it and no weight gradient needs a copy. Back through time the recurrence is linear in
@@ -15,122 +14,40 @@ with the forget gate of Gers 2000; Cho 2014 with the reset gate after the produc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Walk:
-    """The order in which a direction visits the time steps, and which rows take part in each.
-
-    Args:
-        steps: ``T``.
-        lengths: Length of each sequence ``[B]``, longest first, on the CPU; ``None`` if all are
-            ``T``.
-        reverse: From the last step to the first.
-    """
-
-    steps: int
-    lengths: Tensor | None = None
-    reverse: bool = False
-
-    def rows(self, buffer: Tensor) -> list[Tensor]:
-        """``buffer [T, B, ·]`` as one view per step, active rows only, in visiting order."""
-        views = list(buffer.unbind(0))
-        if self.lengths is not None:
-            views = [view[:n] for view, n in zip(views, self._active(), strict=True)]
-        return views[::-1] if self.reverse else views
-
-    def every(self, state: Tensor) -> list[Tensor]:
-        """``state [B, ·]``, one for all steps, as its active rows at each, in visiting order."""
-        if self.lengths is None:
-            return [state] * self.steps
-        views = [state[:n] for n in self._active()]
-        return views[::-1] if self.reverse else views
-
-    def before(self, states: Tensor) -> Tensor:
-        """Predecessors ``[T, B, ·]`` of the steps, in a buffer of ``T + 1`` states."""
-        return states[1:] if self.reverse else states[:-1]
-
-    def after(self, states: Tensor) -> Tensor:
-        """The steps' own states ``[T, B, ·]``, in a buffer of ``T + 1`` states."""
-        return states[:-1] if self.reverse else states[1:]
-
-    def states(self, initial: Tensor) -> Tensor:
-        """A buffer of ``T + 1`` states that holds ``initial [B, ·]`` before each first step."""
-        shape = (self.steps + 1, *initial.shape)
-        states = initial.new_empty(shape) if self.lengths is None else initial.new_zeros(shape)
-        states[self._index(first=True)] = initial
-        return states
-
-    def last(self, states: Tensor) -> Tensor:
-        """The state ``[B, ·]`` after each sequence's last visited step."""
-        return states[self._index(first=False)].clone()
-
-    def add_at_last(self, buffer: Tensor, state: Tensor) -> Tensor:
-        """``buffer [T, B, ·]`` plus ``state [B, ·]`` at each sequence's last visited step."""
-        if self.reverse or self.lengths is None:
-            index: _Index = 0 if self.reverse else self.steps - 1
-        else:
-            index = (self.lengths - 1, torch.arange(len(self.lengths)))
-        buffer = buffer.clone()
-        buffer[index] += state
-        return buffer
-
-    def clear(self, *buffers: Tensor) -> None:
-        """Zeroes, in place, what lies beyond the sequences' ends."""
-        if self.lengths is not None:
-            for buffer in buffers:
-                buffer.masked_fill_(self.beyond().unsqueeze(-1).to(buffer.device), 0)
-
-    def beyond(self) -> Tensor:
-        """Mask ``[T, B]``: true where a sequence has already ended."""
-        assert self.lengths is not None
-        return torch.arange(self.steps).unsqueeze(1) >= self.lengths
-
-    def _active(self) -> list[int]:
-        return (~self.beyond()).sum(1).tolist()
-
-    def _index(self, first: bool) -> _Index:
-        """Where a buffer of ``T + 1`` states holds the initial or the last state of each row."""
-        if first != self.reverse:
-            return 0
-        if self.lengths is None:
-            return self.steps
-        return (self.lengths, torch.arange(len(self.lengths)))
+from rnngrad.kernels.interface import (
+    Gradients,
+    Incoming,
+    Passed,
+    Recording,
+    Walk,
+    Wanted,
+    Weights,
+)
+from rnngrad.norms import norms, weight_norms
 
 
-_Index = int | tuple[Tensor, Tensor]
-
-
-class Weights(NamedTuple):
-    """What the recurrence multiplies with: ``hh [gH, P]``, ``b_hh [gH]`` and ``hr [P, H]``."""
-
-    hh: Tensor
-    b_hh: Tensor | None
-    hr: Tensor | None
-
-
-class Saved(NamedTuple):
+class _Saved(NamedTuple):
     """What the way back needs of the way there.
 
     Args:
         gates: The activated gates ``[T, B, gH]``, in the buffer of the pre-activations.
         hs: ``h`` in a buffer of ``T + 1`` states ``[T + 1, B, P]``.
         cs: ``c`` likewise, or ``None``.
-        extra: What else a kernel needs, or ``None``.
+        extra: What else a cell needs, or ``None``.
     """
 
     gates: Tensor
     hs: Tensor
-    cs: Tensor | None
+    cs: Tensor | None = None
     extra: Tensor | None = None
 
 
-class Gradients(NamedTuple):
+class _Back(NamedTuple):
     """What went back through time.
 
     Args:
@@ -150,24 +67,30 @@ class Gradients(NamedTuple):
     c_0: Tensor | None
 
 
-class Kernel(Protocol):
+class _Steps(Protocol):
     """The recurrence of one kind of cell."""
 
     def forward(
         self, walk: Walk, w: Weights, gates: Tensor, hs: Tensor, cs: Tensor | None
-    ) -> Saved:
+    ) -> _Saved:
         """Fills the buffers of states, from ``gates``: what the input contributes, bias included.
 
         ``gates`` is overwritten.
         """
 
     def backward(
-        self, walk: Walk, w: Weights, saved: Saved, direct: Tensor, grad_c_n: Tensor | None
-    ) -> Gradients:
-        """Takes ``e [T, B, P]`` and ``∂L/∂c_n [B, H]`` back through time."""
+        self,
+        walk: Walk,
+        w: Weights,
+        saved: _Saved,
+        direct: Tensor,
+        carry_h: Tensor,
+        carry_c: Tensor | None,
+    ) -> _Back:
+        """Takes ``e [T, B, P]`` back through time, and what is carried, which is overwritten."""
 
 
-class RNNKernel:
+class _RNN:
     """``h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` with ``φ`` tanh or relu."""
 
     def __init__(self, nonlinearity: str) -> None:
@@ -175,7 +98,7 @@ class RNNKernel:
 
     def forward(
         self, walk: Walk, w: Weights, gates: Tensor, hs: Tensor, cs: Tensor | None
-    ) -> Saved:
+    ) -> _Saved:
         if w.b_hh is not None:
             gates += w.b_hh
         w_hh = w.hh.t()
@@ -185,18 +108,26 @@ class RNNKernel:
         for a, h_prev, h in steps:
             torch.addmm(a, h_prev, w_hh, out=h)
             h.relu_() if self.relu else h.tanh_()
-        return Saved(gates, hs, cs)
+        return _Saved(gates, hs, cs)
 
     def backward(
-        self, walk: Walk, w: Weights, saved: Saved, direct: Tensor, grad_c_n: Tensor | None
-    ) -> Gradients:
+        self,
+        walk: Walk,
+        w: Weights,
+        saved: _Saved,
+        direct: Tensor,
+        carry_h: Tensor,
+        carry_c: Tensor | None,
+    ) -> _Back:
         gates, hs, *_ = saved
         h = walk.after(hs)
         # relu has no factor: 0 · inf would be NaN where torch's gradient is 0
         factor = h <= 0 if self.relu else 1 - h * h
         alpha, delta = torch.zeros_like(gates), torch.zeros_like(h)
-        carry, zero = torch.zeros_like(hs[0]), h.new_zeros(())
-        steps = zip(*map(walk.rows, (direct, factor, delta, alpha)), walk.every(carry), strict=True)
+        zero = h.new_zeros(())
+        steps = zip(
+            *map(walk.rows, (direct, factor, delta, alpha)), walk.every(carry_h), strict=True
+        )
         for e, f, d, a, r in reversed(list(steps)):
             torch.add(e, r, out=d)
             if self.relu:
@@ -204,15 +135,15 @@ class RNNKernel:
             else:
                 torch.mul(d, f, out=a)
             torch.mm(a, w.hh, out=r)
-        return Gradients(alpha, alpha, delta, None, carry, None)
+        return _Back(alpha, alpha, delta, None, carry_h, None)
 
 
-class LSTMKernel:
+class _LSTM:
     """The LSTM with forget gate, gates in torch's order ``i, f, g, o``, and ``proj_size``."""
 
     def forward(
         self, walk: Walk, w: Weights, gates: Tensor, hs: Tensor, cs: Tensor | None
-    ) -> Saved:
+    ) -> _Saved:
         assert cs is not None
         if w.b_hh is not None:
             gates += w.b_hh
@@ -235,13 +166,19 @@ class LSTMKernel:
                 torch.mul(o_t, c.tanh(), out=h)
             else:
                 torch.mm(o_t * c.tanh(), w.hr.t(), out=h)
-        return Saved(gates, hs, cs)
+        return _Saved(gates, hs, cs)
 
     def backward(
-        self, walk: Walk, w: Weights, saved: Saved, direct: Tensor, grad_c_n: Tensor | None
-    ) -> Gradients:
+        self,
+        walk: Walk,
+        w: Weights,
+        saved: _Saved,
+        direct: Tensor,
+        carry_h: Tensor,
+        carry_c: Tensor | None,
+    ) -> _Back:
         gates, hs, cs, _ = saved
-        assert cs is not None
+        assert cs is not None and carry_c is not None
         i, f, g, o = gates.chunk(4, -1)
         tanh_c = walk.after(cs).tanh()
         # α is first the factors that δ and ∂L/∂c_t are multiplied with, then the products
@@ -258,8 +195,6 @@ class LSTMKernel:
         alpha_ifg = alpha.unflatten(-1, (4, -1))[..., :3, :]
         alpha_o = alpha.unflatten(-1, (4, -1))[..., 3, :]
         delta, cell = torch.zeros_like(walk.after(hs)), torch.zeros_like(tanh_c)
-        carry_h = torch.zeros_like(hs[0])
-        carry_c = torch.zeros_like(cs[0]) if grad_c_n is None else grad_c_n.clone()
         steps = zip(
             *map(walk.rows, (direct, delta, cell, alpha, alpha_ifg, alpha_o, through_tanh, f)),
             walk.every(carry_h),
@@ -275,15 +210,15 @@ class LSTMKernel:
             torch.mul(dc, f_t, out=rc)
             torch.mm(a, w.hh, out=rh)
         walk.clear(alpha)
-        return Gradients(alpha, alpha, delta, cell, carry_h, carry_c)
+        return _Back(alpha, alpha, delta, cell, carry_h, carry_c)
 
 
-class GRUKernel:
+class _GRU:
     """The GRU with torch's order ``r, z, n`` and the reset gate after the product with ``W_hn``."""
 
     def forward(
         self, walk: Walk, w: Weights, gates: Tensor, hs: Tensor, cs: Tensor | None
-    ) -> Saved:
+    ) -> _Saved:
         size = hs.shape[-1]
         w_hh = w.hh.t()
         bias = w.hh.new_zeros(3 * size) if w.b_hh is None else w.b_hh
@@ -303,11 +238,17 @@ class GRUKernel:
             # (1 - z) n + z h, in the form of torch's cell
             torch.sub(h_prev, n_t, out=h)
             h.mul_(z_t).add_(n_t)
-        return Saved(gates, hs, cs, before_reset)
+        return _Saved(gates, hs, cs, before_reset)
 
     def backward(
-        self, walk: Walk, w: Weights, saved: Saved, direct: Tensor, grad_c_n: Tensor | None
-    ) -> Gradients:
+        self,
+        walk: Walk,
+        w: Weights,
+        saved: _Saved,
+        direct: Tensor,
+        carry_h: Tensor,
+        carry_c: Tensor | None,
+    ) -> _Back:
         gates, hs, _, extra = saved
         assert extra is not None
         r, z, n = gates.chunk(3, -1)
@@ -318,9 +259,8 @@ class GRUKernel:
         alpha = torch.cat([to_r, to_z, to_n * r], -1)
         gated = alpha.unflatten(-1, (3, -1))
         delta = torch.zeros_like(n)
-        carry = torch.zeros_like(hs[0])
         steps = zip(
-            *map(walk.rows, (direct, delta, alpha, gated, z)), walk.every(carry), strict=True
+            *map(walk.rows, (direct, delta, alpha, gated, z)), walk.every(carry_h), strict=True
         )
         for e, d, a, a_gated, z_t, rest in reversed(list(steps)):
             torch.add(e, rest, out=d)
@@ -328,13 +268,95 @@ class GRUKernel:
             torch.addmm(d * z_t, a, w.hh, out=rest)
         walk.clear(alpha)
         alpha_input = torch.cat([alpha[..., : -n.shape[-1]], delta * to_n], -1)
-        return Gradients(alpha_input, alpha, delta, None, carry, None)
+        return _Back(alpha_input, alpha, delta, None, carry_h, None)
 
 
-KERNELS: dict[str, Kernel] = {
-    "RNN_TANH": RNNKernel("tanh"),
-    "RNN_RELU": RNNKernel("relu"),
-    "LSTM": LSTMKernel(),
-    "GRU": GRUKernel(),
+_STEPS: dict[str, _Steps] = {
+    "RNN_TANH": _RNN("tanh"),
+    "RNN_RELU": _RNN("relu"),
+    "LSTM": _LSTM(),
+    "GRU": _GRU(),
 }
-"""By torch.nn's ``mode``."""
+
+
+class ReferenceKernel:
+    """A recurrence in torch's operations.
+
+    Args:
+        mode: torch.nn's.
+    """
+
+    takes_runs = False
+
+    def __init__(self, mode: str) -> None:
+        self._steps = _STEPS[mode]
+
+    def forward(
+        self, walk: Walk, x: Tensor, h_0: Tensor, c_0: Tensor | None, w: Weights, keep: bool
+    ) -> Passed:
+        with torch.autocast(x.device.type, enabled=False):
+            gates = torch.nn.functional.linear(x, w.ih, w.b_ih)
+            hs, cs = walk.states(h_0), None if c_0 is None else walk.states(c_0)
+            saved = self._steps.forward(walk, w, gates, hs, cs)
+        c_n = None if cs is None else walk.last(cs)
+        kept = tuple(tensor for tensor in saved if tensor is not None) if keep else ()
+        return Passed(walk.after(hs).clone(), walk.last(hs), c_n, kept)
+
+    def backward(
+        self,
+        walk: Walk,
+        x: Tensor,
+        w: Weights,
+        saved: tuple[Tensor, ...],
+        incoming: Incoming,
+        wanted: Wanted,
+    ) -> Gradients:
+        gates, hs, *rest = saved
+        is_lstm = isinstance(self._steps, _LSTM)
+        cs = rest[0] if is_lstm else None
+        kept = _Saved(gates, hs, cs, None if is_lstm or not rest else rest[0])
+        direct = torch.zeros_like(walk.after(hs)) if incoming.output is None else incoming.output
+        if incoming.h_n is not None:
+            direct = walk.add_at_last(direct, incoming.h_n)
+        with torch.autocast(x.device.type, enabled=False):
+            carry_h = _sum(hs[0], incoming.carried_h)
+            carry_c = None if cs is None else _sum(cs[0], incoming.carried_c, incoming.c_n)
+            back = self._steps.backward(walk, w, kept, direct, carry_h, carry_c)
+            # one product each, over all steps and rows at once
+            input, recurrent = back.input.flatten(0, 1), back.recurrent.flatten(0, 1)
+            grad_hr = None
+            if w.hr is not None and cs is not None and wanted.hr:
+                projected = gates.chunk(4, -1)[3] * walk.after(cs).tanh()
+                grad_hr = back.hidden.flatten(0, 1).t() @ projected.flatten(0, 1)
+            before = walk.before(hs)
+            return Gradients(
+                x=(input @ w.ih).view_as(x) if wanted.x else None,
+                h_0=back.h_0,
+                c_0=back.c_0,
+                ih=input.t() @ x.flatten(0, 1) if wanted.ih else None,
+                hh=recurrent.t() @ before.flatten(0, 1) if wanted.hh else None,
+                b_ih=input.sum(0) if wanted.ih and w.b_ih is not None else None,
+                b_hh=recurrent.sum(0) if wanted.ih and w.b_hh is not None else None,
+                hr=grad_hr,
+                recording=_record(wanted, back, direct, before) if wanted.norms else None,
+            )
+
+
+def _sum(like: Tensor, *terms: Tensor | None) -> Tensor:
+    """A new tensor shaped as ``like``."""
+    value = torch.zeros_like(like)
+    for term in terms:
+        if term is not None:
+            value += term
+    return value
+
+
+def _record(wanted: Wanted, back: _Back, direct: Tensor, before: Tensor) -> Recording:
+    return Recording(
+        hidden_norm=norms(back.hidden),
+        direct_norm=norms(direct),
+        cell_norm=None if back.cell is None else norms(back.cell),
+        weight_norm=weight_norms(back.recurrent, before) if wanted.weight else None,
+        hidden_grad=back.hidden if wanted.full else None,
+        cell_grad=back.cell if wanted.full else None,
+    )
