@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from rnngrad.kernels.interface import Recording
 from rnngrad.norms import norms
 
+_LEAF = torch.zeros((), requires_grad=True)
+"""What every tape's sentinel comes from."""
+
 
 class Recordable:
     """Marks a layer that reports its own gradients over time (those of ``rnngrad.nn``)."""
@@ -90,15 +93,18 @@ class record:  # lower case like torch.no_grad: it reads as a statement
     def __init__(self, model: nn.Module, *, full: bool = False, weight: bool = False) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"record: model must be a torch.nn.Module, got {type(model).__name__}")
-        _refuse_data_parallel(model)
+        paths = {}
+        for path, module in model.named_modules():
+            _refuse_data_parallel(module)
+            paths[id(module)] = path
         if not any(_may_record(module) for module in model.modules()):
             raise ValueError(_nothing_to_record(model))
-        self._model, self._full, self._weight = model, full, weight
+        self._model, self._paths, self._full, self._weight = model, paths, full, weight
 
     def __enter__(self) -> Tape:
         if _ACTIVE.get() is not None:
             raise RuntimeError("record: blocks do not nest; end the first one before the second")
-        self._tape = Tape(self._model, full=self._full, weight=self._weight)
+        self._tape = Tape(self._model, self._paths, full=self._full, weight=self._weight)
         _ACTIVE.set(self._tape)
         return self._tape
 
@@ -119,18 +125,21 @@ class Tape(Mapping[str, LayerRecord]):
     the end; ``l0`` when the model is the layer itself. A cell run by ``unroll`` is ``<path>.l0``.
     """
 
-    def __init__(self, model: nn.Module, *, full: bool = False, weight: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, paths: dict[int, str], *, full: bool, weight: bool
+    ) -> None:
         self.full = full
         self.weight = weight
         self._model = model
-        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._paths = paths  # of the modules, by their id
         self._calls: dict[str, list[Call]] = {}
         self._skipped: dict[str, str] = {}  # why a call of a layer was not recorded
         self._backward: int | None = None  # autograd's number of the one backward
         self._closed = False
         # an input of every recorded call: only a backward told to stop early does not reach it
-        self.sentinel = torch.zeros((), requires_grad=True)
-        self._sentinel_node: Any = torch.autograd.graph.get_gradient_edge(self.sentinel).node
+        with torch.enable_grad():
+            self.sentinel = _LEAF.view(())
+        self._sentinel_node: Any = self.sentinel.grad_fn
         self.whole = True
 
     def __getitem__(self, name: str) -> LayerRecord:
@@ -215,13 +224,13 @@ class Tape(Mapping[str, LayerRecord]):
         for name, calls in self._calls.items():
             for call in calls:
                 call.settle(name)
-        self._sentinel_node = None
+        self.sentinel, self._sentinel_node = self.sentinel.detach(), None
         if failed:
             return
-        recordable = any(isinstance(module, Recordable) for module in self._model.modules())
-        if not (self._calls or self._skipped or recordable):
-            raise ValueError(_nothing_to_record(self._model))
         if self._backward is None:
+            recordable = any(isinstance(module, Recordable) for module in self._model.modules())
+            if not (self._calls or self._skipped or recordable):
+                raise ValueError(_nothing_to_record(self._model))
             reasons = "".join(f"; {name} {why}" for name, why in self._skipped.items())
             raise RuntimeError(
                 "record: the block ended without a backward through a recorded layer; call the "
@@ -249,7 +258,7 @@ class Call:
         self._record: LayerRecord | None = None
         self._error: RuntimeError | None = None
         self._node: Any = None
-        self._zeros: tuple[Tensor, Tensor | None] | None = None
+        self._shape: tuple[int, tuple[Tensor, ...]] | None = None
         self._awaited = False
         self._late = tape._backward is not None
 
@@ -268,9 +277,9 @@ class Call:
         """To be an input, with gradient ``None``, of every node that reports to this call."""
         return self._tape.sentinel
 
-    def expect(self, output: Tensor, hidden: Tensor, cell: Tensor | None) -> None:
-        """What comes out, and zeros shaped as ``∂L/∂h_t [T, B, P]`` and ``∂L/∂c_t``."""
-        self._node, self._zeros = output.grad_fn, (hidden, cell)
+    def expect(self, output: Tensor, steps: int, states: tuple[Tensor, ...]) -> None:
+        """What comes out after how many steps, and what is shaped as ``h_t [B, P]`` and ``c_t``."""
+        self._node, self._shape = output.grad_fn, (steps, states)
 
     def await_nodes(self) -> None:
         """Called as the backward begins: notes whether it will come here."""
@@ -291,9 +300,10 @@ class Call:
         except RuntimeError as error:
             self._error = error.with_traceback(None)
         self._release()
+        self._tape = _CLOSED  # no cycle: what was recorded goes when the tape does, not later
 
     def _release(self) -> None:
-        self._node = self._zeros = None
+        self._node = self._shape = None
 
     def result(self, name: str) -> LayerRecord:
         """The record; a call that the loss does not depend on has gradient 0 at every step."""
@@ -306,9 +316,11 @@ class Call:
     def _assemble(self, name: str) -> LayerRecord:
         """The record of a call that the backward has not filled in."""
         self._refuse_unreached(name, self._awaited)
-        if self._zeros is None:
+        if self._shape is None:
             raise RuntimeError(f"{name!r}: the forward of this call ended in an error")
-        hidden, cell = self._zeros
+        steps, states = self._shape
+        hidden, *cells = (state.new_zeros(()).expand(steps, *state.shape) for state in states)
+        cell = cells[0] if cells else None
         weight = torch.zeros(len(hidden), dtype=torch.float64) if self._tape.weight else None
         return self._measured(hidden, hidden, cell, weight)
 
@@ -340,6 +352,8 @@ class Call:
 
     def _arranged(self, recording: Recording) -> LayerRecord:
         """NaN beyond the ends, columns in the caller's order; changes the recording in place."""
+        if self._beyond is None and self._columns is None:
+            return LayerRecord(*recording)
         by_row = {
             name: tensor
             for name, tensor in recording._asdict().items()
@@ -451,6 +465,8 @@ def _batched(states: Tensor) -> Tensor:
     return states.unsqueeze(1) if states.dim() == 2 else states
 
 
+_CLOSED = Tape(nn.Module(), {}, full=False, weight=False)
+_CLOSED._close(failed=True)
 _AnyCall = TypeVar("_AnyCall", bound=Call)
 _FROZEN = "was called with nothing that requires a gradient (frozen)"
 _ACTIVE: ContextVar[Tape | None] = ContextVar("rnngrad_tape", default=None)
@@ -524,10 +540,9 @@ def _nothing_to_record(model: nn.Module) -> str:
     )
 
 
-def _refuse_data_parallel(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-            raise TypeError(
-                "record: torch.nn.DataParallel runs copies of the layers that cannot be recorded; "
-                "use torch.nn.parallel.DistributedDataParallel"
-            )
+def _refuse_data_parallel(module: nn.Module) -> None:
+    if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+        raise TypeError(
+            "record: torch.nn.DataParallel runs copies of the layers that cannot be recorded; "
+            "use torch.nn.parallel.DistributedDataParallel"
+        )

@@ -104,7 +104,8 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers and directions: ``x [T, B, I] -> [T, B, D·P]`` and the final states."""
         dtype = self._flat_weights[0].dtype  # type: ignore[union-attr]
-        x, states = x.to(dtype), tuple(s.to(dtype) for s in states)  # under autocast x may differ
+        if x.dtype != dtype or states[0].dtype != dtype:  # under autocast
+            x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
         directions = 2 if self.bidirectional else 1
         final: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
@@ -121,6 +122,8 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
             if self.dropout and layer < self.num_layers - 1:
                 x = torch.nn.functional.dropout(x, self.dropout, self.training)
+        if len(final) == 1:
+            return x, tuple(state.unsqueeze(0) for state in final[0])
         return x, tuple(torch.stack(s) for s in zip(*final, strict=True))
 
     def _direction(
@@ -147,12 +150,11 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
         )
         sentinel = None if call is None else call.sentinel
         keep = differentiable and torch.is_grad_enabled()
-        output, h_n, c_n, *_ = Recurrence.apply(  # type: ignore[no-untyped-call]
+        output, h_n, c_n, *_ = Recurrence.run(
             self.mode, walk, self.recompute_segments, keep, call, *tensors, sentinel
         )
         if call is not None:
-            zeros = [x.new_zeros(()).expand(len(x), *s.shape) for s in states]
-            call.expect(output, zeros[0], zeros[1] if len(zeros) > 1 else None)
+            call.expect(output, walk.steps, states)
         return (output, h_n) if c_n is None else (output, h_n, c_n)
 
     def _initial(self, x: Tensor, batch: int, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from rnngrad.kernels import kernel_for
 from rnngrad.kernels.interface import (
     Gradients,
     Incoming,
+    Kept,
     Kernel,
     Passed,
     Recording,
@@ -25,8 +26,15 @@ from rnngrad.kernels.interface import (
 class Recurrence(torch.autograd.Function):
     """One layer and direction, input product included; its backward reports to the open call.
 
-    Returns ``output``, ``h_n``, ``c_n`` or ``None``, and after them what is saved.
+    Returns ``output``, ``h_n``, ``c_n`` or ``None``, and after them what the way back needs.
     """
+
+    @classmethod
+    def run(cls, *inputs: Any) -> tuple[Any, ...]:
+        """``apply``, without its search for default values, slow as a small recurrence."""
+        if torch._C._are_functorch_transforms_active():
+            return cls.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+        return super(torch.autograd.Function, cls).apply(*inputs)  # type: ignore[misc, no-any-return]
 
     @staticmethod
     def forward(
@@ -44,20 +52,20 @@ class Recurrence(torch.autograd.Function):
         b_hh: Tensor | None,
         w_hr: Tensor | None,
         sentinel: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Any, ...]:
         w = Weights(w_ih, w_hh, b_ih, b_hh, w_hr)
         kernel = kernel_for(mode, x, projected=w_hr is not None)
         if segments > 1:
             passed = _forward_in_segments(kernel, segments, walk, x, h_0, c_0, w)
         else:
             passed = kernel.forward(walk, x, h_0, c_0, w, keep)
-        return (passed.output, passed.h_n, passed.c_n, *passed.saved)
+        return (passed.output, passed.h_n, passed.c_n, passed.plan, *passed.saved)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         mode, ctx.walk, ctx.segments, _, ctx.call, x, _, _, *weights, _ = inputs
         ctx.kernel = kernel_for(mode, x, projected=weights[-1] is not None)
-        saved = output[3:]
+        ctx.plan, *saved = output[3:]
         ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *weights, *saved)
@@ -115,7 +123,7 @@ class Recurrence(torch.autograd.Function):
         backward = ctx.kernel.backward
         if ctx.segments > 1:
             backward = partial(_backward_in_segments, ctx.kernel, ctx.segments)
-        back = backward(ctx.walk, x, w, tuple(saved), Incoming(*grads[:3]), wanted)
+        back = backward(ctx.walk, x, w, Kept(tuple(saved), ctx.plan), Incoming(*grads[:3]), wanted)
         if record and back.recording is not None:
             call.fill(back.recording)  # type: ignore[union-attr]
         return (
@@ -155,7 +163,7 @@ def _backward_in_segments(
     walk: Walk,
     x: Tensor,
     w: Weights,
-    first: tuple[Tensor, ...],
+    passed: Kept,
     incoming: Incoming,
     wanted: Wanted,
 ) -> Gradients:
@@ -163,7 +171,7 @@ def _backward_in_segments(
 
     Chen, Xu, Zhang & Guestrin, "Training deep nets with sublinear memory cost", 2016, section 3.
     """
-    parts = walk.parts(count)
+    parts, first = walk.parts(count), passed.saved
     has_cell = len(first) == 2 * len(parts)
     grad_x = torch.empty_like(x) if wanted.x else None
     sums: dict[str, Tensor] = {}
@@ -171,12 +179,12 @@ def _backward_in_segments(
     carried_h = carried_c = None
     for index, part in reversed(list(enumerate(parts))):
         h_0, c_0 = first[2 * index : 2 * index + 2] if has_cell else (first[index], None)
-        passed = kernel.forward(part.walk, part.of(x), h_0, c_0, w, keep=True)
+        again = kernel.forward(part.walk, part.of(x), h_0, c_0, w, keep=True)
         back = kernel.backward(
             part.walk,
             part.of(x),
             w,
-            passed.saved,
+            Kept(again.saved, again.plan),
             Incoming(
                 None if incoming.output is None else part.of(incoming.output),
                 part.ending(incoming.h_n),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from functools import cache
+from array import array
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rnngrad.kernels.cells import CELLS
 from rnngrad.kernels.interface import (
     Gradients,
     Incoming,
+    Kept,
     Passed,
     Recording,
     Walk,
@@ -34,8 +36,8 @@ class FusedKernel:
     """A recurrence as compiled code; also of ``R`` runs at once, on a leading axis of everything.
 
     float32 and float64 on the CPU, without ``proj_size``. A thread works through a slice of the
-    batch; results depend on the slices only by the order in which weight gradients are added up,
-    and the slices only on the shape and on ``torch.get_num_threads()``.
+    batch. How the batch is cut depends on shapes, lengths and ``torch.get_num_threads()`` alone,
+    and so, by the order in which weight gradients are added up, do the last digits.
 
     Args:
         mode: torch.nn's.
@@ -45,142 +47,161 @@ class FusedKernel:
 
     def __init__(self, mode: str) -> None:
         self._mode, self._cell = mode, CELLS[mode]
+        self._code: dict[tuple[torch.dtype, str], int] = {}
 
     def forward(
         self, walk: Walk, x: Tensor, h_0: Tensor, c_0: Tensor | None, w: Weights, keep: bool
     ) -> Passed:
-        cell = self._cell
-        *lead, steps, batch, inputs = x.shape
-        hidden, states = h_0.shape[-1], h_0.numel()
         self._check(x, h_0, c_0, w)
-        x, h_0, w = _rows(x), h_0.contiguous(), _contiguous(w)
-        bounds, threads = self._slices(walk, x, hidden)
-        call = _Call(walk, x, w, hidden, bounds)
-        scratch = call.scratch(loops.forward_scratch, cell.gates, cell.blocks)
-
+        cell, plan, states = self._cell, self._plan(walk, x, h_0.shape[-1]), h_0.numel()
+        steps = walk.steps
+        h_0, c_0 = h_0.contiguous(), None if c_0 is None else c_0.contiguous()
         gates = _empty(x, states * cell.kept * (steps if keep else 1)) if cell.kept else None
         hs = _empty(x, states * (steps + 1))
-        cs = None
-        output, h_n, c_n = x.new_empty(*lead, steps, batch, hidden), torch.empty_like(h_0), None
+        cs = None if c_0 is None else _empty(x, states * (steps + 1 if keep else 1))
+        output, h_n = x.new_empty(*x.shape[:-1], h_0.shape[-1]), torch.empty_like(h_0)
         _in_large_pages(output)
-        if c_0 is not None:
-            c_0, c_n = c_0.contiguous(), torch.empty_like(h_0)
-            cs = _empty(x, states * (steps + 1 if keep else 1))
-        call.set(
-            (loops.H_0, h_0),
-            (loops.C_0, c_0),
-            (loops.B_IH, w.b_ih),
-            (loops.B_HH, w.b_hh),
-            (loops.GATES, gates),
-            (loops.HS, hs),
-            (loops.CS, cs),
-            (loops.OUTPUT, output),
-            (loops.H_N, h_n),
-            (loops.C_N, c_n),
+        c_n = None if c_0 is None else torch.empty_like(h_0)
+        self._run(
+            "forward",
+            plan,
+            walk,
+            x,
+            w,
+            keep,
+            {
+                loops.H_0: h_0,
+                loops.C_0: c_0,
+                loops.GATES: gates,
+                loops.HS: hs,
+                loops.CS: cs,
+                loops.OUTPUT: output,
+                loops.H_N: h_n,
+                loops.C_N: c_n,
+            },
         )
-        call.arguments[loops.KEPT] = keep
-        call.run(
-            native.compiled(cell.forward, x.dtype, self._title("the way there")), threads, scratch
-        )
-        saved = (bounds, hs, *(t for t in (gates, cs) if t is not None)) if keep else ()
-        return Passed(output, h_n, c_n, saved)
+        saved = tuple(t for t in (hs, gates, cs) if t is not None) if keep else ()
+        return Passed(output, h_n, c_n, saved, plan)
 
     def backward(
-        self,
-        walk: Walk,
-        x: Tensor,
-        w: Weights,
-        saved: tuple[Tensor, ...],
-        incoming: Incoming,
-        wanted: Wanted,
+        self, walk: Walk, x: Tensor, w: Weights, passed: Kept, incoming: Incoming, wanted: Wanted
     ) -> Gradients:
-        cell = self._cell
-        bounds, hs, *rest = saved
+        cell, plan = self._cell, passed.plan
+        assert isinstance(plan, _Plan)
+        hs, *rest = passed.saved
         gates = rest.pop(0) if cell.kept else None
         cs = rest.pop() if rest else None
         *lead, steps, batch, inputs = x.shape
-        hidden = w.hh.shape[-1]
-        x, w = _rows(x), _contiguous(w)
-        incoming = Incoming(*(None if g is None else g.contiguous() for g in incoming))
-        call = _Call(walk, x, w, hidden, bounds)
-        scratch = call.scratch(loops.backward_scratch, cell.gates, cell.blocks)
+        hidden, slices = w.hh.shape[-1], plan.slices
+        incoming = Incoming(*[None if g is None else g.contiguous() for g in incoming])
 
         # what is not visited, beyond the sequences' ends, stays 0
-        new = x.new_empty if walk.lengths is None else x.new_zeros
-        slices = len(bounds)
+        grad_x = None
+        if wanted.x:
+            grad_x = torch.empty_like(x) if walk.lengths is None else torch.zeros_like(x)
+            grad_x = grad_x.contiguous()
         h_0 = x.new_empty(*lead, batch, hidden)
         c_0 = None if cs is None else torch.empty_like(h_0)
-        grad_x = new(x.shape) if wanted.x else None
         hh = x.new_zeros(slices, cell.gates * hidden, hidden) if wanted.hh else None
         ih = x.new_zeros(slices, cell.blocks * hidden, inputs + 1) if wanted.ih else None
-        norms = hidden_grad = cell_grad = alpha = before = None
+        norms: tuple[Tensor | None, ...] = (None, None, None)
         if wanted.norms:
             count = 2 if cs is None else 3
-            norms = torch.zeros(count, *lead, steps, batch, dtype=torch.float64)
+            make = torch.empty if walk.lengths is None else torch.zeros
+            norms = make(count, *lead, steps, batch, dtype=torch.float64).unbind(0)
+            norms = norms if cs is not None else (*norms, None)
+        hidden_grad = cell_grad = alpha = before = None
         if wanted.full:
             hidden_grad = x.new_zeros(*lead, steps, batch, hidden)
             cell_grad = None if cs is None else torch.zeros_like(hidden_grad)
         if wanted.weight:
             alpha = x.new_zeros(*lead, steps, batch, cell.gates * hidden)
             before = x.new_zeros(*lead, steps, batch, hidden)
-        call.set(
-            (loops.GATES, gates),
-            (loops.HS, hs),
-            (loops.CS, cs),
-            (loops.GRAD_OUTPUT, incoming.output),
-            (loops.GRAD_H_N, incoming.h_n),
-            (loops.GRAD_C_N, incoming.c_n),
-            (loops.CARRY_H, incoming.carried_h),
-            (loops.CARRY_C, incoming.carried_c),
-            (loops.GRAD_X, grad_x),
-            (loops.GRAD_H_0, h_0),
-            (loops.GRAD_C_0, c_0),
-            (loops.GRAD_HH, hh),
-            (loops.GRAD_IH, ih),
-            (loops.HIDDEN_NORM, None if norms is None else norms[0]),
-            (loops.DIRECT_NORM, None if norms is None else norms[1]),
-            (loops.CELL_NORM, None if norms is None or cs is None else norms[2]),
-            (loops.HIDDEN_GRAD, hidden_grad),
-            (loops.CELL_GRAD, cell_grad),
-            (loops.ALPHA, alpha),
-            (loops.BEFORE, before),
+        self._run(
+            "backward",
+            plan,
+            walk,
+            x,
+            w,
+            True,
+            {
+                loops.GATES: gates,
+                loops.HS: hs,
+                loops.CS: cs,
+                loops.GRAD_OUTPUT: incoming.output,
+                loops.GRAD_H_N: incoming.h_n,
+                loops.GRAD_C_N: incoming.c_n,
+                loops.CARRY_H: incoming.carried_h,
+                loops.CARRY_C: incoming.carried_c,
+                loops.GRAD_X: grad_x,
+                loops.GRAD_H_0: h_0,
+                loops.GRAD_C_0: c_0,
+                loops.GRAD_HH: hh,
+                loops.GRAD_IH: ih,
+                loops.HIDDEN_NORM: norms[0],
+                loops.DIRECT_NORM: norms[1],
+                loops.CELL_NORM: norms[2],
+                loops.HIDDEN_GRAD: hidden_grad,
+                loops.CELL_GRAD: cell_grad,
+                loops.ALPHA: alpha,
+                loops.BEFORE: before,
+            },
         )
-        kernel = native.compiled(cell.backward, x.dtype, self._title("the way back"))
-        call.run(kernel, torch.get_num_threads() if slices > 1 else 1, scratch)
-
+        recording = None
+        if norms[0] is not None and norms[1] is not None:
+            weight = None if alpha is None or before is None else weight_norms(alpha, before)
+            recording = Recording(norms[0], norms[1], norms[2], weight, hidden_grad, cell_grad)
         hh, ih = _over_slices(hh, lead), _over_slices(ih, lead)
         grads: tuple[Tensor | None, ...] = (None, None, None)
         if ih is not None:
-            # rows for the input's share, and for the state's, which differ in a GRU's last gate
-            shared = (cell.gates - 1) * hidden
-            own = ih if cell.blocks == cell.gates else _without(ih, shared, hidden)
-            state = ih[..., : cell.gates * hidden, -1]
-            grads = (own[..., :-1], own[..., -1], state)
-        recording = None
-        if norms is not None:
-            weight = None
-            if alpha is not None and before is not None:
-                weight = weight_norms(alpha, before)
-            recording = Recording(
-                norms[0],
-                norms[1],
-                None if cs is None else norms[2],
-                weight,
-                hidden_grad,
-                cell_grad,
-            )
-        has_bias = w.b_ih is not None
+            # rows of the input's share of the gates, and of the state's
+            own = ih if cell.blocks == cell.gates else _without_block(ih, cell.gates - 1, hidden)
+            grads = (own[..., :-1], own[..., -1], ih[..., : cell.gates * hidden, -1])
+        biased = w.b_ih is not None
         return Gradients(
             x=grad_x,
             h_0=h_0,
             c_0=c_0,
             ih=grads[0],
             hh=hh,
-            b_ih=grads[1] if has_bias else None,
-            b_hh=grads[2] if has_bias else None,
+            b_ih=grads[1] if biased else None,
+            b_hh=grads[2] if biased else None,
             hr=None,
             recording=recording,
         )
+
+    def _run(
+        self,
+        way: str,
+        plan: _Plan,
+        walk: Walk,
+        x: Tensor,
+        w: Weights,
+        keep: bool,
+        tensors: dict[int, Tensor | None],
+    ) -> None:
+        """Fills in the arguments that both ways share, and goes."""
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        w = Weights(*[None if t is None else t.contiguous() for t in w])  # type: ignore[arg-type]
+        lengths = None if walk.lengths is None else walk.lengths.contiguous()
+        size, strides = x.element_size(), x.stride()
+        share = plan.scratch[way]
+        scratch = torch.empty(plan.slices * share + loops.ALIGN, dtype=torch.uint8)
+        a = [0] * loops.COUNT
+        a[loops.PRODUCT] = self._compiled(x.dtype, "product")
+        a[loops.SLICES], a[loops.BOUNDS] = plan.slices, plan.bounds.data_ptr()
+        a[loops.STEPS], a[loops.BATCH], a[loops.INPUT] = x.shape[-3:]
+        a[loops.HIDDEN], a[loops.REVERSE] = w.hh.shape[-1], walk.reverse
+        a[loops.SCRATCH] = -(-scratch.data_ptr() // loops.ALIGN) * loops.ALIGN
+        a[loops.SCRATCH_SIZE] = share
+        a[loops.X_RUN] = strides[0] * size if len(strides) == 4 else 0
+        a[loops.X_STEP], a[loops.X_ROW] = strides[-3] * size, strides[-2] * size
+        a[loops.KEPT] = keep
+        for place, tensor in (*tensors.items(), *zip(_SHARED, (x, *w[:4], lengths), strict=True)):
+            if tensor is not None:
+                a[place] = tensor.data_ptr()
+        arguments = array("q", a)
+        native.run(self._compiled(x.dtype, way), arguments.buffer_info()[0], plan.threads)
 
     def _check(self, x: Tensor, h_0: Tensor, c_0: Tensor | None, w: Weights) -> None:
         """Compiled code reads whatever lies at an address: nothing gets there that does not fit."""
@@ -206,101 +227,70 @@ class FusedKernel:
                     f"{tensor.dtype} on {tensor.device}"
                 )
 
-    def _title(self, way: str) -> str:
-        return f"{self._mode.replace('_', ' ')} kernel, {way}"
+    def _compiled(self, dtype: torch.dtype, part: str) -> int:
+        """The address of ``product`` or of one of the two ways."""
+        if (dtype, part) not in self._code:
+            ways = {"forward": self._cell.forward, "backward": self._cell.backward}
+            function = ways.get(part, product_kernel)
+            name = f"{self._mode.replace('_', ' ')} kernel, {part}" if part in ways else part
+            self._code[dtype, part] = native.compiled(function, dtype, name)
+        return self._code[dtype, part]
 
-    def _slices(self, walk: Walk, x: Tensor, hidden: int) -> tuple[Tensor, int]:
-        """``(run, first row, row after the last)`` of each slice ``[S, 3]``, and the threads."""
+    def _plan(self, walk: Walk, x: Tensor, hidden: int) -> _Plan:
         *lead, steps, batch, inputs = x.shape
-        runs = lead[0] if lead else 1
-        threads = torch.get_num_threads()
-        work = runs * steps * batch * self._cell.gates * hidden * (hidden + inputs)
-        if work < SERIAL_WORK:
-            threads = 1
-        lengths = None if walk.lengths is None else tuple(walk.lengths.tolist())
-        bounds = _bounds(runs, batch, threads, lengths)
-        return bounds, threads if len(bounds) > 1 else 1
+        runs, gates = lead[0] if lead else 1, self._cell.gates
+        work = runs * steps * batch * gates * hidden * (hidden + inputs)
+        threads = torch.get_num_threads() if work >= SERIAL_WORK else 1
+        sizes = (gates, self._cell.blocks, inputs, hidden, x.element_size())
+        if walk.lengths is None:
+            return _plan_of_equal_rows(runs, batch, threads, *sizes)
+        return _Plan(runs, walk.lengths.tolist(), threads, *sizes)
 
 
-@cache
-def _uncached_bounds(runs: int, batch: int, threads: int) -> Tensor:
-    return _cut(runs, [1] * batch, threads)
+_SHARED = (loops.X, loops.W_IH, loops.W_HH, loops.B_IH, loops.B_HH, loops.LENGTHS)
 
 
-def _bounds(runs: int, batch: int, threads: int, lengths: tuple[int, ...] | None) -> Tensor:
-    if lengths is None:
-        return _uncached_bounds(runs, batch, threads)
-    return _cut(runs, list(lengths), threads)
+class _Plan:
+    """How a call is cut into slices of about equal work, and the memory that each of them needs.
+
+    Attributes:
+        bounds: ``(run, first row, row after the last)`` of each slice ``[S, 3]``.
+        threads: That share them.
+        scratch: Bytes of scratch memory of a slice, by way.
+    """
+
+    def __init__(
+        self,
+        runs: int,
+        weights: list[int],
+        threads: int,
+        gates: int,
+        blocks: int,
+        inputs: int,
+        hidden: int,
+        size: int,
+    ) -> None:
+        parts = min(len(weights), -(-threads // runs))
+        done = np.cumsum(weights) * parts
+        cuts = np.searchsorted(done, np.arange(1, parts) * done[-1] // parts) + 1
+        ends = sorted({0, *cuts.tolist(), len(weights)})
+        pairs = list(zip(ends, ends[1:], strict=False))
+        self.bounds = torch.tensor([(r, *pair) for r in range(runs) for pair in pairs])
+        self.slices = len(self.bounds)
+        self.threads = threads if self.slices > 1 else 1
+        rows, width = {b - a for a, b in pairs}, REGISTER_BYTES // size
+        self.scratch = {
+            way: max(measure(gates, blocks, n, inputs, hidden, width, size) for n in rows)
+            for way, measure in _SCRATCH.items()
+        }
 
 
-def _cut(runs: int, weights: list[int], threads: int) -> Tensor:
-    """Slices of equal weight, as many a run as occupy all threads."""
-    parts = min(len(weights), -(-threads // runs))
-    total, done, ends = sum(weights), 0, [0]
-    for row, weight in enumerate(weights):
-        done += weight
-        if done * parts >= total * len(ends) and len(ends) < parts:
-            ends.append(row + 1)
-    if ends[-1] < len(weights):
-        ends.append(len(weights))
-    return torch.tensor(
-        [(r, a, b) for r in range(runs) for a, b in zip(ends, ends[1:], strict=False)]
-    )
+_SCRATCH = {"forward": loops.forward_scratch, "backward": loops.backward_scratch}
 
 
-class _Call:
-    """The arguments of one call, and whatever must live until it returns."""
-
-    def __init__(self, walk: Walk, x: Tensor, w: Weights, hidden: int, bounds: Tensor) -> None:
-        *lead, steps, batch, inputs = x.shape
-        self.x, self.hidden, self.bounds = x, hidden, bounds
-        self.next = np.zeros(1, dtype=np.int64)
-        self.arguments = np.zeros(loops.COUNT, dtype=np.int64)
-        size = x.element_size()
-        strides = [s * size for s in x.stride()]
-        a = self.arguments
-        a[loops.SLICES], a[loops.BOUNDS] = len(bounds), bounds.data_ptr()
-        a[loops.NEXT] = self.next.ctypes.data
-        a[loops.STEPS], a[loops.BATCH], a[loops.INPUT] = steps, batch, inputs
-        a[loops.HIDDEN], a[loops.REVERSE] = hidden, walk.reverse
-        a[loops.X_RUN] = strides[0] if lead else 0
-        a[loops.X_STEP], a[loops.X_ROW] = strides[-3], strides[-2]
-        self.lengths = None if walk.lengths is None else walk.lengths.contiguous()
-        self.set(
-            (loops.X, x), (loops.W_IH, w.ih), (loops.W_HH, w.hh), (loops.LENGTHS, self.lengths)
-        )
-        a[loops.PRODUCT] = native.compiled(product_kernel, x.dtype, "matrix product of all kernels")
-
-    def set(self, *places: tuple[int, Tensor | None]) -> None:
-        for place, tensor in places:
-            if tensor is not None:
-                self.arguments[place] = tensor.data_ptr()
-
-    def scratch(self, measure: Any, gates: int, blocks: int) -> Tensor:
-        """Scratch memory for every slice."""
-        size = self.x.element_size()
-        width = REGISTER_BYTES // size
-        rows = (self.bounds[:, 2] - self.bounds[:, 1]).unique().tolist()
-        share = max(
-            measure(gates, blocks, n, self.x.shape[-1], self.hidden, width, size) for n in rows
-        )
-        memory = torch.empty(len(self.bounds) * share + loops.ALIGN, dtype=torch.uint8)
-        start = memory.data_ptr()
-        self.arguments[loops.SCRATCH] = -(-start // loops.ALIGN) * loops.ALIGN
-        self.arguments[loops.SCRATCH_SIZE] = share
-        return memory
-
-    def run(self, kernel: int, threads: int, scratch: Tensor) -> None:
-        native.run(kernel, self.arguments, threads)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``x`` with its last axis in one piece; other strides are as they are."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _contiguous(w: Weights) -> Weights:
-    return Weights(*(None if t is None else t.contiguous() for t in w))  # type: ignore[arg-type]
+@lru_cache(maxsize=1024)
+def _plan_of_equal_rows(runs: int, batch: int, threads: int, *sizes: int) -> _Plan:
+    return _Plan(runs, [1] * batch, threads, *sizes)
 
 
 def _empty(like: Tensor, count: int) -> Tensor:
@@ -343,5 +333,5 @@ def _over_slices(grad: Tensor | None, lead: list[int]) -> Tensor | None:
     return per_run.select(axis, 0) if per_run.shape[axis] == 1 else per_run.sum(axis)
 
 
-def _without(rows: Tensor, start: int, count: int) -> Tensor:
-    return torch.cat([rows[..., :start, :], rows[..., start + count :, :]], -2)
+def _without_block(rows: Tensor, block: int, size: int) -> Tensor:
+    return torch.cat([rows[..., : block * size, :], rows[..., (block + 1) * size :, :]], -2)

@@ -43,7 +43,7 @@ from rnngrad.kernels.vector import (
 
 (
     PRODUCT,  # the first: `product` looks for it there
-    # the slices: how many, (run, first row, row after the last) of each, the next one to be done
+    # the slices: how many, (run, first row, row after the last) of each; counts those begun
     SLICES, BOUNDS, NEXT,
     # T, B, I, H; whether the last step comes first; lengths of the sequences [B], longest first
     STEPS, BATCH, INPUT, HIDDEN, REVERSE, LENGTHS,
@@ -142,13 +142,16 @@ def _active(p, n, t, rows, first):
 def _norm(p, address, count):
     """``‖v‖₂`` in float64, without under- or overflow on the way; NaN and infinity come through."""
     size, step = itemsize(p), lanes(p)
-    full = count - count % step
-    sums = double_zero(p)
-    for j in range(0, full, step):
-        sums = add_square(sums, load(p, address + j * size, step))
+    pairs, full = count - count % (2 * step), count - count % step
+    even, odd = double_zero(p), double_zero(p)  # two sums, so that one need not wait for the other
+    for j in range(0, pairs, 2 * step):
+        even = add_square(even, load(p, address + j * size, step))
+        odd = add_square(odd, load(p, address + (j + step) * size, step))
+    if pairs < full:
+        even = add_square(even, load(p, address + pairs * size, step))
     if full < count:
-        sums = add_square(sums, load(p, address + full * size, count - full))
-    squares = total(sums)
+        odd = add_square(odd, load(p, address + full * size, count - full))
+    squares = total(even + odd)
     # the square of any float32 fits into a float64
     if size == 4 or 1e-280 < squares < math.inf or squares != squares:
         return math.sqrt(squares)
@@ -298,10 +301,10 @@ def forward(gates: int, blocks: int, ahead: Any) -> Any:
 
     @njit
     def every_slice(p):
-        index = take(field(p, NEXT))
+        index = take(p, NEXT)
         while index < field(p, SLICES):
             run_slice(p, index)
-            index = take(field(p, NEXT))
+            index = take(p, NEXT)
 
     return every_slice
 
@@ -430,9 +433,9 @@ def backward(gates: int, blocks: int, back: Any) -> Any:
 
     @njit
     def every_slice(p):
-        index = take(field(p, NEXT))
+        index = take(p, NEXT)
         while index < field(p, SLICES):
             run_slice(p, index)
-            index = take(field(p, NEXT))
+            index = take(p, NEXT)
 
     return every_slice

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 import torch
 from numba import types
 
 _COMPILING = threading.Lock()
+_COMPILED = ("vector", "product", "loops", "cells")
 _ALIVE: list[Any] = []  # compiled code lives as long as its Python object
 
 
@@ -69,8 +69,8 @@ def _cache_directory(dtype: str) -> Iterator[Path]:
 
     Left to itself numba notices a change in a function's own file only.
     """
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    sources = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in _COMPILED]
+    version = hashlib.sha256(b"".join(sources)).hexdigest()[:12]
     config: Any = numba.config
     before = config.CACHE_DIR
     default = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -82,22 +82,21 @@ def _cache_directory(dtype: str) -> Iterator[Path]:
         config.CACHE_DIR = before
 
 
-def run(kernel: int, arguments: np.ndarray[Any, Any], threads: int) -> None:
-    """Runs a kernel on ``threads`` threads at once, which share out the work among themselves.
+def run(kernel: int, arguments: int, threads: int) -> None:
+    """Runs a kernel on its ``arguments`` on ``threads`` threads, which share out the work.
 
     They are those that torch computes with: a second pool would fight with the first one, whose
     threads go on spinning for a while after every operation.
     """
-    address = arguments.ctypes.data
     openmp = _openmp()
     if threads == 1:
-        _callable(kernel)(address)
+        _callable(kernel)(arguments)
     elif openmp is not None:
-        openmp(kernel, address, threads, 0)
+        openmp(kernel, arguments, threads, 0)
     else:
         call = _callable(kernel)
-        others = [_pool().submit(call, address) for _ in range(threads - 1)]
-        call(address)
+        others = [_pool().submit(call, arguments) for _ in range(threads - 1)]
+        call(arguments)
         for other in others:
             other.result()
 

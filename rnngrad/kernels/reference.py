@@ -22,6 +22,7 @@ from torch import Tensor
 from rnngrad.kernels.interface import (
     Gradients,
     Incoming,
+    Kept,
     Passed,
     Recording,
     Walk,
@@ -307,11 +308,11 @@ class ReferenceKernel:
         walk: Walk,
         x: Tensor,
         w: Weights,
-        saved: tuple[Tensor, ...],
+        passed: Kept,
         incoming: Incoming,
         wanted: Wanted,
     ) -> Gradients:
-        gates, hs, *rest = saved
+        gates, hs, *rest = passed.saved
         is_lstm = isinstance(self._steps, _LSTM)
         cs = rest[0] if is_lstm else None
         kept = _Saved(gates, hs, cs, None if is_lstm or not rest else rest[0])

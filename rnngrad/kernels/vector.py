@@ -301,14 +301,15 @@ def integer(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
-def take(typing: Any, address: Any) -> Any:
-    """Adds 1 to the 64-bit integer at ``address`` and returns what it was, in one atomic step."""
+def take(typing: Any, p: Any, index: Any) -> Any:
+    """Adds 1 to a field and returns what it was, in one step for all threads."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], I64.as_pointer())
-        return builder.atomic_rmw("add", pointer, I64(1), "monotonic")
+        integers = builder.bitcast(args[0], I64.as_pointer())
+        number = context.cast(builder, args[1], index, types.int64)
+        return builder.atomic_rmw("add", builder.gep(integers, [number]), I64(1), "monotonic")
 
-    return types.int64(types.int64), lower
+    return types.int64(p, index), lower
 
 
 @intrinsic
