@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +28,20 @@ class SequenceModel(nn.Module):
         self.last_step_only = last_step_only
 
     def forward(self, inputs: Tensor) -> Tensor:
-        hidden, _ = self.rnn(inputs)
-        outputs: Tensor = self.readout(hidden[-1] if self.last_step_only else hidden)
+        hidden, state = self.rnn(inputs)
+        # the state, not hidden[-1]: going back, that would be T steps of zeros and one that is not
+        outputs: Tensor = self.readout(_top(state) if self.last_step_only else hidden)
         return outputs
+
+
+def _top(state: Any) -> Tensor:
+    """The last ``h [B, H]`` of the topmost layer: of torch.nn's states, or of a list of cells'."""
+    if isinstance(state, list):  # a cell's h, or (h, c), for each layer
+        state = state[-1]
+        h: Tensor = state[0] if isinstance(state, tuple) else state
+        return h
+    h_n: Tensor = state[0] if isinstance(state, tuple) else state
+    return h_n[-1]
 
 
 def build_model(cell: CellPart, task: Task, init: Init, seed: int) -> SequenceModel:

@@ -41,9 +41,9 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
         if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
             return super().forward(input, hx)  # an exported graph is torch.nn's, with our weights
         if "torch._dynamo" in sys.modules:
-            # compiled, the loop would be unrolled step by step; the import costs a second, so only
-            # where somebody else has paid for it
-            return torch.compiler.disable(self._run)(input, hx)
+            # a kernel is compiled already; dynamo's import costs a second, so only where somebody
+            # else has paid for it
+            return _run_uncompiled(self, input, hx)
         return self._run(input, hx)
 
     def __prepare_scriptable__(self) -> torch.nn.RNNBase:
@@ -182,6 +182,15 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
 
     def _as_hx(self, states: tuple[Tensor, ...]) -> State:
         return (states[0], states[1]) if self.mode == "LSTM" else states[0]
+
+
+_UNCOMPILED: list[Callable[[_Layer, Any, Any], Any]] = []
+
+
+def _run_uncompiled(layer: _Layer, input: Any, hx: Any) -> Any:
+    if not _UNCOMPILED:
+        _UNCOMPILED.append(torch.compiler.disable(_Layer._run))
+    return _UNCOMPILED[0](layer, input, hx)
 
 
 # torch.nn's class comes after ours, so that its forward is what `super().forward` means

@@ -55,7 +55,8 @@ def train(
     Returns:
         How it ended. A loss or gradient that is not finite ends it before the update.
     """
-    device = next(model.parameters()).device
+    parameters = list(model.parameters())
+    device = parameters[0].device
     solved_at: int | None = None
     evaluation: dict[str, float] = {}
     clipped = done = 0
@@ -73,7 +74,7 @@ def train(
         optimizer.zero_grad()
         outputs, loss, tape = _backward(model, task, inputs, targets, recorded=logs)
         loss_value = loss.item()
-        report = clip(model.parameters()) if math.isfinite(loss_value) else _NO_GRADIENT
+        report = clip(parameters) if math.isfinite(loss_value) else _NO_GRADIENT
         if not report.finite:
             status = "diverged"
             reason = f"step {step}: " + locate_nonfinite(model, task, inputs, targets)

@@ -54,13 +54,18 @@ class Clip(Part, ABC):
             # a finite norm has no other entries; an infinite one may be float64's own limit
             if not (math.isfinite(pre) or all(bool(grad.isfinite().all()) for grad in grads)):
                 return ClipReport(pre, pre, 1.0, clipped=False, finite=False)
-            clipped = self.clip_(grads)
+            clipped = self.clip_(grads, pre)
             post = total_norm(grads) if clipped else pre
         return ClipReport(pre, post, post / pre if pre else 1.0, clipped, finite=True)
 
     @abstractmethod
-    def clip_(self, grads: Sequence[Tensor]) -> bool:
-        """Applies the rule to finite gradients in place; true if it changed them."""
+    def clip_(self, grads: Sequence[Tensor], norm: float) -> bool:
+        """Applies the rule to finite gradients in place; true if it changed them.
+
+        Args:
+            grads: All of a model's.
+            norm: Their L2 norm, as one vector.
+        """
 
 
 CLIPS: Registry[Clip] = Registry("clip", "rnngrad.clipping")
@@ -90,7 +95,9 @@ def total_norm(grads: Sequence[Tensor], norm_type: float = 2.0) -> float:
 
 
 def _norm(grads: Sequence[Tensor], norm_type: float) -> float:
-    parts = [torch.linalg.vector_norm(g, norm_type, dtype=torch.float64).cpu() for g in grads]
+    parts = [
+        norm.cpu() for norm in torch._foreach_norm(list(grads), norm_type, dtype=torch.float64)
+    ]
     return float(torch.linalg.vector_norm(torch.stack(parts), norm_type))
 
 

@@ -31,8 +31,9 @@ class NormClip(Clip):
     max_norm: Annotated[float, POSITIVE]
     norm_type: Annotated[float, Interval(low=1, without=())]
 
-    def clip_(self, grads: Sequence[Tensor]) -> bool:
-        norm = total_norm(grads, self.norm_type)
+    def clip_(self, grads: Sequence[Tensor], norm: float) -> bool:
+        if self.norm_type != 2:
+            norm = total_norm(grads, self.norm_type)
         if norm <= self.max_norm:
             return False
         coef = self.max_norm / norm

@@ -28,7 +28,7 @@ class ValueClip(Clip):
 
     clip_value: Annotated[float, POSITIVE]
 
-    def clip_(self, grads: Sequence[Tensor]) -> bool:
+    def clip_(self, grads: Sequence[Tensor], norm: float) -> bool:
         if total_norm(grads, math.inf) <= self.clip_value:
             return False
         for grad in grads:

@@ -406,8 +406,8 @@ def backward(gates: int, blocks: int, back: Any) -> Any:
                     for b in range(n):
                         spot = norms + b * 8
                         put_double(field(p, HIDDEN_NORM) + spot, _norm(p, delta + b * row, hidden))
-                        if e != zeros:
-                            put_double(field(p, DIRECT_NORM) + spot, _norm(p, e + b * row, hidden))
+                        arrived = 0.0 if e == zeros else _norm(p, e + b * row, hidden)
+                        put_double(field(p, DIRECT_NORM) + spot, arrived)
                         if has_cell:
                             put_double(field(p, CELL_NORM) + spot, _norm(p, cell + b * row, hidden))
                 if field(p, HIDDEN_GRAD) != 0:
