@@ -147,7 +147,8 @@ def _forward_in_segments(
     output: Tensor | None = None
     h, c, first = h_0, c_0, []
     for part in walk.parts(count):
-        first += [h] if c is None else [h, c]
+        # aliases: autograd does not save an input that is an output as well
+        first += [h.detach()] if c is None else [h.detach(), c.detach()]
         passed = kernel.forward(part.walk, part.of(x), h, c, w, keep=False)
         if output is None:
             output = x.new_empty(*x.shape[:-1], h_0.shape[-1])

@@ -7,7 +7,7 @@ import base64
 import html
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,6 +57,41 @@ def figure(runs: Sequence[Run]) -> Figure:
             fontsize=9,
         )
     return drawn
+
+
+def bench_figure(tables: Sequence[Any], conditions: Mapping[str, str]) -> Figure:
+    """How many times faster than each rival, by layer and shape; tables of ``rnngrad.bench``."""
+    chosen = [table for table in tables if table.columns[4] == "ours (ms)"]
+    with matplotlib.rc_context(_STYLE):
+        drawn, axes = plt.subplots(
+            1, len(chosen), figsize=(6.4 * len(chosen), 4.2), layout="constrained", squeeze=False
+        )
+        for axis, table in zip(axes[0], chosen, strict=True):
+            _draw_speeds(axis, table)
+        drawn.suptitle("; ".join(conditions.values()), fontsize=7)
+    return drawn
+
+
+def _draw_speeds(axis: Axes, table: Any) -> None:
+    names = [f"{row[0]} {row[1]}, {row[2]}, {row[3]}" for row in table.rows]
+    places = np.arange(len(names))
+    for rival, column in enumerate((7, 9, 11)):
+        ratios = [np.nan if row[column] is None else row[column] for row in table.rows]
+        label = table.columns[column - 1].removesuffix(" (ms)")
+        label = {"cells": "a loop of cells, retain_grad", "JAX": "jitted JAX scan"}.get(
+            label, label
+        )
+        axis.plot(ratios, places, "osD"[rival], color=_COLOURS[rival], label=label, markersize=5)
+    axis.axvline(1, color="grey", linewidth=0.8)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_yticks(places, names)
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("times faster, with recording on (right of 1: rnngrad)")
+    axis.set_ylabel("layer T, B, H")
+    axis.set_title(table.title, fontsize=9)
+    axis.legend(fontsize=8)
 
 
 def _draw_losses(axis: Axes, runs: Sequence[Run]) -> None:

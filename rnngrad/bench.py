@@ -1,0 +1,504 @@
+"""``rnngrad-bench``: layers and training steps beside what a user would pick instead.
+
+All in one process, one contender's turn after the other's in random order, so that a machine that
+slows down slows all of them down. A turn is one run that is not timed, so that memory and caches
+are then as in a loop of that contender's own, and two that are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rnngrad import __version__, rivals
+from rnngrad.bptt import record
+from rnngrad.cells import CELLS
+from rnngrad.clipping import CLIPS
+from rnngrad.init import INITS
+from rnngrad.model import build_model
+from rnngrad.nn import GRU, LSTM, RNN
+from rnngrad.optim import OPTIMS
+from rnngrad.parts import COUNT
+from rnngrad.report import bench_figure
+from rnngrad.rivals import Step
+from rnngrad.task import TASKS, Task, training_generator
+
+LAYERS: dict[str, tuple[Any, Any]] = {
+    "RNN": (RNN, nn.RNN),
+    "GRU": (GRU, nn.GRU),
+    "LSTM": (LSTM, nn.LSTM),
+}
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+SHAPES = (
+    (100, 20, 50),
+    (200, 32, 100),
+    (120, 128, 128),
+    (400, 64, 256),
+    (784, 100, 100),
+    (2000, 16, 128),
+)
+"""``(T, B, H)``."""
+
+
+@dataclass
+class Table:
+    """Numbers and what they mean.
+
+    Args:
+        title: What was measured.
+        columns: Names, with units.
+        rows: One list a row.
+        notes: Lines to stand under it.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        cells = [self.columns, *([_text(value) for value in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in cells
+        ]
+        return "\n".join([self.title, "", lines[0], "-" * len(lines[0]), *lines[1:], *self.notes])
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: the median, and half the distance between the quartiles."""
+
+    median: float
+    spread: float
+
+
+def alternate(contenders: Mapping[str, Step], seconds: float) -> dict[str, Timing]:
+    """Times each, in about ``seconds`` for all of them."""
+    order = list(contenders)
+    taken: dict[str, list[float]] = {name: [] for name in order}
+    for step in contenders.values():
+        step()
+    began = time.perf_counter()
+    shuffle = random.Random(0).shuffle
+    rounds = 0
+    while rounds < 3 or time.perf_counter() - began < seconds:
+        shuffle(order)
+        for name in order:
+            contenders[name]()
+            for _ in range(2):
+                start = time.perf_counter()
+                contenders[name]()
+                taken[name].append(time.perf_counter() - start)
+        rounds += 1
+    timings = {}
+    for name, values in taken.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        timings[name] = Timing(middle, (high - low) / 2)
+    return timings
+
+
+def recorded_layer(layer: Any, x: Tensor) -> Step:
+    """Ours, with the norms of ∂L/∂h_t, ∂L/∂c_t and the direct part."""
+
+    def step() -> object:
+        layer.zero_grad()
+        x.grad = None
+        with record(layer) as tape:
+            layer(x)[0].square().mean().backward()
+        return tape["l0"].hidden_norm
+
+    return step
+
+
+def operations(kind: str, steps: int, batch: int, hidden: int, inputs: int, grad_x: bool) -> int:
+    """Floating-point operations of the matrix products, there and back, and nothing else."""
+    one = 2 * steps * batch * GATES[kind] * hidden
+    return one * (3 * hidden + (3 if grad_x else 2) * inputs)
+
+
+def layer_tables(shapes: Sequence[tuple[int, int, int]], seconds: float) -> Iterator[Table]:
+    """Beside torch.nn, a loop of cells and JAX; recording on against off; sgemm."""
+    rate = sgemm()
+    cost = Table(
+        "Recording on against off, layer alone (I = 10)",
+        ["layer", "T", "B", "H", "off (ms)", "on (ms)", "cost (%)"],
+    )
+    flops = Table(
+        f"Operations a second; torch's sgemm reaches {rate / 1e9:.0f} GFLOP/s here",
+        ["layer", "T", "B", "H", "GFLOP/s", "of sgemm (%)"],
+    )
+    for wide in (False, True):
+        inputs = "I = H, with gradient to x" if wide else "I = 10, no gradient to x"
+        table = Table(
+            f"Layers, forward and backward: {inputs}",
+            ["layer", "T", "B", "H", "ours (ms)", "+-", "torch.nn (ms)", "x faster"]
+            + ["cells (ms)", "x faster", "JAX (ms)", "x faster"],
+        )
+        for kind, (make, theirs) in LAYERS.items():
+            faster: dict[str, list[float]] = {"torch.nn": [], "cells": [], "JAX": []}
+            for steps, batch, hidden in shapes:
+                torch.manual_seed(0)
+                size = hidden if wide else 10
+                ours, plain = make(size, hidden), theirs(size, hidden)
+                plain.load_state_dict(ours.state_dict())
+                x = torch.randn(steps, batch, size, requires_grad=wide)
+                contenders = {
+                    "ours": recorded_layer(ours, x),
+                    "off": rivals.plain_layer(ours, x),
+                    "torch.nn": rivals.plain_layer(plain, x),
+                    "cells": rivals.loop_of_cells(plain, x),
+                }
+                if _has_jax():
+                    contenders["JAX"] = rivals.jax_scan(plain, x)
+                timing = alternate(contenders, seconds)
+                mine = timing["ours"]
+                row = [kind, steps, batch, hidden, 1e3 * mine.median, 1e3 * mine.spread]
+                for name, ratios in faster.items():
+                    if name in timing:
+                        ratios.append(timing[name].median / mine.median)
+                    other = timing.get(name)
+                    row += [None, None] if other is None else [1e3 * other.median, ratios[-1]]
+                table.rows.append(row)
+                if not wide:
+                    off = timing["off"].median
+                    percent = 100 * (mine.median / off - 1)
+                    cost.rows.append([*row[:4], 1e3 * off, row[4], percent])
+                    done = operations(kind, steps, batch, hidden, size, wide) / mine.median
+                    flops.rows.append([*row[:4], done / 1e9, 100 * done / rate])
+            means = (
+                f"{_mean(ratios):.2f} x {name} (at least {min(ratios):.2f})"
+                for name, ratios in faster.items()
+                if ratios
+            )
+            table.notes.append(f"{kind}, geometric mean: {', '.join(means)}")
+        if not _has_jax():
+            table.notes.append("JAX is not installed: pip install 'rnngrad[bench]'")
+        yield table
+    on_off = [1 + row[-1] / 100 for row in cost.rows]
+    cost.notes.append(f"geometric mean: {100 * (_mean(on_off) - 1):.1f} %")
+    yield cost
+    yield flops
+
+
+def sgemm() -> float:
+    """The rate of torch's own product for large float32 matrices, in operations a second."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    taken = []
+    for _ in range(20):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        taken.append(time.perf_counter() - start)
+    return float(2 * 1024**3 / statistics.median(taken))
+
+
+@dataclass(frozen=True)
+class Order(Task):
+    """Like temporal order (Hochreiter & Schmidhuber 1997, 6a): one label at the end, four classes.
+
+    Args:
+        length: ``T``.
+    """
+
+    input_size: ClassVar[int] = 8
+    output_size: ClassVar[int] = 4
+    last_step_only: ClassVar[bool] = True
+
+    length: Annotated[int, COUNT]
+
+    def batch(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        symbols = torch.randint(6, (self.length, batch_size), generator=generator)
+        which = torch.randint(2, (2, batch_size), generator=generator)
+        symbols[self.length // 10], symbols[self.length // 2] = 6 + which[0], 6 + which[1]
+        return nn.functional.one_hot(symbols, 8).float(), 2 * which[0] + which[1]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Fraction of right labels."""
+        return (outputs.argmax(-1) == targets).float().mean()
+
+    @property
+    def chance_loss(self) -> float:
+        return math.log(4)
+
+    def solved(self, loss: float, accuracy: float) -> bool:
+        """Every label right."""
+        return accuracy == 1
+
+
+def training_step(kind: str, task: Task, batch_size: int, hidden: int) -> Step:
+    """One step of ``rnngrad.training.train``, recorded, without the files."""
+    cell = CELLS.default(kind.lower(), hidden_size=hidden)
+    model = build_model(cell, task, INITS.default("torch"), seed=0)
+    optimizer = OPTIMS.default("adam").build(model.parameters())
+    clip, parameters, done = CLIPS.default("norm", max_norm=1.0), list(model.parameters()), [0]
+
+    def step() -> float:
+        done[0] += 1
+        inputs, targets = task.batch(batch_size, training_generator(0, done[0]))
+        optimizer.zero_grad()
+        with record(model):
+            loss = task.loss(model(inputs), targets)
+            loss.backward()
+        clip(parameters)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def step_table(seconds: float) -> Table:
+    """Whole training steps."""
+    table = Table(
+        "Training steps: data, forward, loss, backward, record (ours), clip, Adam",
+        ["task", "layer", "ours (ms)", "+-", "by hand (ms)", "+-", "x faster"],
+    )
+    tasks = {
+        "adding T=100 H=128": (TASKS.default("adding", length=100), 128),
+        "copy T=100 H=80": (TASKS.default("copy", length=80), 80),
+        "order T=125 H=50": (Order(125), 50),
+    }
+    for name, (task, hidden) in tasks.items():
+        for kind, (_, theirs) in LAYERS.items():
+            contenders = {
+                "ours": training_step(kind, task, 20, hidden),
+                "by hand": rivals.loop_by_hand(theirs(task.input_size, hidden), task, 20),
+            }
+            timing = alternate(contenders, seconds)
+            ours, hand = timing["ours"], timing["by hand"]
+            numbers = [1e3 * t for t in (ours.median, ours.spread, hand.median, hand.spread)]
+            table.rows.append([name, kind, *numbers, hand.median / ours.median])
+    ratios = [row[-1] for row in table.rows]
+    table.notes.append(f"geometric mean: {_mean(ratios):.2f} (at least {min(ratios):.2f}); B = 20")
+    return table
+
+
+def growth_table(seconds: float) -> Table:
+    """How time grows with ``T``, ``B``, ``H`` and the number of runs at once."""
+    table = Table(
+        "Growth of the LSTM, recorded (R runs without), from T = 200, B = 32, H = 100, I = 10",
+        ["axis", "size", "time (ms)", "+-", "a step, row, unit or run (us)"],
+    )
+    start = {"T": 200, "B": 32, "H": 100}
+    for axis, sizes in {"T": (50, 200, 800), "B": (8, 32, 128), "H": (25, 100, 400)}.items():
+        for size in sizes:
+            shape = start | {axis: size}
+            x = torch.randn(shape["T"], shape["B"], 10)
+            timing = alternate({"": recorded_layer(LSTM(10, shape["H"]), x)}, seconds)[""]
+            one = 1e6 * timing.median / size
+            table.rows.append([axis, size, 1e3 * timing.median, 1e3 * timing.spread, one])
+    for runs in (1, 4, 16):
+        x = torch.randn(runs, start["T"], start["B"], 10)
+        timing = alternate({"": stacked_layer(LSTM(10, start["H"]), x)}, seconds)[""]
+        one = 1e6 * timing.median / runs
+        table.rows.append(["R", runs, 1e3 * timing.median, 1e3 * timing.spread, one])
+    return table
+
+
+def stacked_layer(layer: Any, x: Tensor) -> Step:
+    """``R`` runs as one program: ``x [R, T, B, I]``, stacked weights, ``torch.vmap``."""
+    weights = {
+        name: value.detach().repeat(len(x), *[1] * value.dim()).requires_grad_()
+        for name, value in layer.named_parameters()
+    }
+
+    def one(weights: Any, x: Tensor) -> Tensor:
+        output: Tensor = torch.func.functional_call(layer, weights, (x,))[0]
+        return output
+
+    def step() -> None:
+        for value in weights.values():
+            value.grad = None
+        torch.vmap(one)(weights, x).square().mean().backward()
+
+    return step
+
+
+def memory_table(lengths: Sequence[int]) -> Table:
+    """Peak memory and time of one training step with and without recomputation."""
+    table = Table(
+        "Memory of one step of an LSTM, B = 32, H = 128, I = 10, above what stood before it",
+        ["T", "segments", "peak (MiB)", "time (s)", "x the time", "norms differ by"],
+    )
+    for steps in lengths:
+        segments = round(math.sqrt(steps))
+        full, parts = (
+            json.loads(_python("-m", "rnngrad.bench", "--measure-memory", str(steps), str(n)))
+            for n in (1, segments)
+        )
+        pairs = list(zip(full["norms"], parts["norms"], strict=True))
+        differ = max(abs(a - b) for a, b in pairs) / max(a for a, _ in pairs)
+        for count, found in ((1, full), (segments, parts)):
+            ratio = found["seconds"] / full["seconds"]
+            error = 0.0 if count == 1 else differ
+            table.rows.append([steps, count, found["peak"], found["seconds"], ratio, error])
+    return table
+
+
+def measure_memory(steps: int, segments: int) -> dict[str, Any]:
+    """One step, in a process of its own: its peak above what stood before, in MiB."""
+    torch.manual_seed(0)
+    layer = LSTM(10, 128)
+    layer.recompute_segments = segments
+    x = torch.randn(steps, 32, 10)
+    recorded_layer(layer, x[: 2 * segments])()  # compiles
+    before = _resident()
+    norms = recorded_layer(layer, x)()
+    peak = _resident(most=True) - before
+    start = time.perf_counter()
+    recorded_layer(layer, x)()
+    seconds = time.perf_counter() - start
+    assert isinstance(norms, Tensor)
+    return {"peak": peak, "seconds": seconds, "norms": norms.mean(1).tolist()}
+
+
+def _resident(*, most: bool = False) -> float:
+    """Memory of this process in MiB: now, and from then on the most."""
+    if not most:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def start_table() -> Table:
+    """What one waits for before the first step."""
+    table = Table("Start-up", ["what", "seconds"])
+    use = (
+        "import torch; from rnngrad.nn import LSTM; "
+        "LSTM(3, 4)(torch.zeros(2, 2, 3))[0].sum().backward()"
+    )
+    with tempfile.TemporaryDirectory() as fresh:
+        for what, command, environment in (
+            ("import torch, to compare", ("-c", "import torch"), {}),
+            ("import rnngrad.nn", ("-c", "import rnngrad.nn"), {}),
+            ("rnngrad --help", ("-m", "rnngrad", "--help"), {}),
+            ("first LSTM on a machine, compiled", ("-c", use), {"NUMBA_CACHE_DIR": fresh}),
+            ("every later one", ("-c", use), {"NUMBA_CACHE_DIR": fresh}),
+        ):
+            taken = []
+            for _ in range(1 if what.startswith("first") else 3):
+                start = time.perf_counter()
+                _python(*command, **environment)
+                taken.append(time.perf_counter() - start)
+            table.rows.append([what, statistics.median(taken)])
+    return table
+
+
+def _python(*arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def conditions() -> dict[str, str]:
+    """What the numbers depend on."""
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        processor = names[0] if names else processor
+    return {
+        "processor": f"{processor}, {os.cpu_count()} cores",
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": ", ".join(
+            [f"rnngrad {__version__}"]
+            + [f"{name} {_version(name)}" for name in ("torch", "numba", "jax")]
+        ),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _has_jax() -> bool:
+    return _version("jax") != "not installed"
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def tables(quick: bool) -> Iterator[Table]:
+    """All tables, as they are ready."""
+    seconds = 0.2 if quick else 6.0
+    yield from layer_tables(SHAPES[:1] if quick else SHAPES, seconds)
+    yield step_table(seconds)
+    yield growth_table(seconds / 3)
+    if sys.platform == "linux":  # which alone says how much memory was held at most
+        yield memory_table((1000,) if quick else (1000, 3000, 10000))
+    yield start_table()
+
+
+def main() -> None:
+    """Times layers and whole training steps beside what a user would pick instead."""
+    parser = argparse.ArgumentParser(prog="rnngrad-bench", description=main.__doc__)
+    parser.add_argument("--quick", action="store_true", help="one small shape, in half a minute")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--out", default="bench", help="folder of the figure (default: bench)")
+    parser.add_argument("--measure-memory", nargs=2, type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure_memory:
+        print(json.dumps(measure_memory(*arguments.measure_memory)))
+        return
+    out = Path(arguments.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"rnngrad-bench: --out={out}: cannot be written ({error.strerror})", file=sys.stderr)
+        sys.exit(2)
+    found = conditions()
+    results = []
+    if not arguments.json:
+        print("\n".join(f"{name:10}{value}" for name, value in found.items()), end="\n\n")
+    for table in tqdm(tables(arguments.quick), desc="rnngrad-bench", unit="table", disable=None):
+        results.append(table)
+        if not arguments.json:
+            tqdm.write(f"{table}\n")
+    bench_figure(results, found).savefig(out / "bench.png", dpi=130)
+    if arguments.json:
+        print(json.dumps({"conditions": found, "tables": [asdict(table) for table in results]}))
+    else:
+        print(f"figure    {out / 'bench.png'}")
+
+
+if __name__ == "__main__":
+    main()
