@@ -128,7 +128,9 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
             _say(f"{_short(directory)} is already completed; remove it to train again")
             return DONE, done["eval_loss"]
         general, trainer = spec.general, spec.trainer
-        model = build_model(spec.cell, spec.task, spec.init, general.seed).to(general.device)
+        model = build_model(
+            spec.cell, spec.task, spec.init, general.seed, trainer.recompute_segments
+        ).to(general.device)
         optimizer = spec.optim.build(model.parameters())
         tracker = Tracker(directory, chance)
         with tracker, _noticing_signals() as received:

@@ -33,6 +33,7 @@ class Trainer(Part):
     eval_size: Annotated[int, COUNT]
     log_every: Annotated[int, COUNT]
     stop_when_solved: bool
+    recompute_segments: Annotated[int, COUNT]
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,18 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     trainer = config.get("trainer")
     if not isinstance(trainer, Mapping):
         raise InputError("trainer", MISSING, "is missing; give trainer=default")
+    checked = build(Trainer, trainer, "trainer")
+    if checked.recompute_segments > 1 and not parts["cell"].recomputes:
+        raise InputError(
+            "trainer.recompute_segments",
+            checked.recompute_segments,
+            f"must be 1, as cell={config['cell']['name']} is run step by step by autograd",
+        )
     general = {key: config[key] for key in General.__dataclass_fields__ if key in config}
     try:
         return Experiment(
             **parts,
-            trainer=build(Trainer, trainer, "trainer"),
+            trainer=checked,
             general=General(**general),
             names={group: config[group]["name"] for group in REGISTRIES},
         )

@@ -44,7 +44,9 @@ def _top(state: Any) -> Tensor:
     return h_n[-1]
 
 
-def build_model(cell: CellPart, task: Task, init: Init, seed: int) -> SequenceModel:
+def build_model(
+    cell: CellPart, task: Task, init: Init, seed: int, recompute_segments: int = 1
+) -> SequenceModel:
     """The model of a run, its weights a function of ``seed`` alone."""
     # torch's initialisers draw from the global generator: lend it, and give it back as it was
     with torch.random.fork_rng(devices=[]):
@@ -54,6 +56,8 @@ def build_model(cell: CellPart, task: Task, init: Init, seed: int) -> SequenceMo
         torch.manual_seed(seed)
         init(model)
         cell.adjust_(model.rnn)
+    if recompute_segments > 1:
+        model.rnn.recompute_segments = recompute_segments
     return model
 
 

@@ -56,6 +56,11 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
     def _run(self, input: Any, hx: Any) -> Any:
         """Any accepted input -> ``[T, B, I]`` -> the layers -> the form the input came in."""
         self._update_flat_weights()
+        if type(self.recompute_segments) is not int or self.recompute_segments < 1:
+            raise ValueError(
+                f"{type(self).__name__}: recompute_segments must be an integer >= 1, got "
+                f"{self.recompute_segments!r}"
+            )
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx)
         if input.dim() not in (2, 3):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,12 @@ class CellPart(Part, ABC):
     Args:
         hidden_size: ``H``.
         num_layers: Layers stacked on each other.
+
+    Attributes:
+        recomputes: Whether its layers have ``recompute_segments``, as those of ``rnngrad.nn``.
     """
+
+    recomputes: ClassVar[bool] = False
 
     hidden_size: Annotated[int, COUNT]
     num_layers: Annotated[int, COUNT]

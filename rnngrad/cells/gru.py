@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class GRUCell(torch.nn.GRUCell):
 @dataclass(frozen=True)
 class GRUPart(CellPart):
     """GRU."""
+
+    recomputes: ClassVar[bool] = True
 
     def cell(self, input_size: int) -> GRUCell:
         return GRUCell(input_size, self.hidden_size)

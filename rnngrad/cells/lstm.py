@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ class LSTMPart(CellPart):
             as initialised, which vanishes almost as fast as a tanh RNN. 1 is what Gers (2000) and
             Jozefowicz, Zaremba & Sutskever (2015) advise.
     """
+
+    recomputes: ClassVar[bool] = True
 
     forget_bias: Annotated[float, Interval()] | None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class RNNPart(CellPart):
     Args:
         nonlinearity: ``tanh`` or ``relu``.
     """
+
+    recomputes: ClassVar[bool] = True
 
     nonlinearity: Literal["tanh", "relu"]
 
