@@ -57,7 +57,7 @@ def build_model(
         init(model)
         cell.adjust_(model.rnn)
     if recompute_segments > 1:
-        model.rnn.recompute_segments = recompute_segments
+        model.rnn.recompute_segments = recompute_segments  # type: ignore[assignment]
     return model
 
 

@@ -1,0 +1,404 @@
+"""The compiled kernels against the reference path: special values, threads, runs, segments."""
+
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from rnngrad.bptt import Tape, record
+from rnngrad.kernels import fused, kernel_for, native, reference_only
+from rnngrad.nn import GRU, LSTM, RNN
+
+LAYERS: dict[str, Any] = {
+    "rnn_tanh": RNN,
+    "rnn_relu": lambda *args, **kwargs: RNN(*args, nonlinearity="relu", **kwargs),
+    "lstm": LSTM,
+    "gru": GRU,
+}
+SPECIAL = (0.0, -0.0, 1e-45, -1e-40, 1e-38, 1e-20, 88.0, -88.5, -104.0, 1e10, 1e20)
+"""Zeros of both signs, subnormals, where float32's exponential ends, large."""
+
+
+@pytest.fixture(params=LAYERS)
+def make(request: pytest.FixtureRequest) -> Any:
+    return LAYERS[request.param]
+
+
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(fused, "SERIAL_WORK", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def everything(layer: Any, x: Tensor, lengths: list[int] | None = None, **kind: bool) -> Any:
+    """Outputs, last states, gradients and records of a loss that uses all outputs."""
+    layer.zero_grad()
+    x = x.detach().requires_grad_()
+    given: Any = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
+    with record(layer, **kind) as tape:
+        output, state = layer(given)
+        output = output.data if lengths is not None else output
+        last = state[0] if isinstance(state, tuple) else state
+        (output.square().sum() + last.sum()).backward()
+    found = {"output": output.detach(), "last": last.detach(), "x": x.grad}
+    found |= {name: p.grad for name, p in layer.named_parameters()}
+    return found | records(tape)
+
+
+def records(tape: Tape) -> dict[str, Tensor]:
+    return {
+        f"{name}.{kind}": value
+        for name in tape
+        for kind, value in vars(tape[name]).items()
+        if value is not None
+    }
+
+
+def assert_agree(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    """NaN and infinities in the same places, zeros of the same sign in outputs, the rest close."""
+    assert ours.keys() == theirs.keys()
+    for name, a in ours.items():
+        b = theirs[name]
+        assert a.shape == b.shape and a.dtype == b.dtype, name
+        assert torch.equal(a.isnan(), b.isnan()), name
+        assert torch.equal(a.isinf(), b.isinf()), name
+        assert torch.equal(a[a.isinf()], b[b.isinf()]), name
+        real = b.isfinite()
+        size = b[real].abs().max() if real.any() else 0.0
+        assert ((a - b)[real].abs() <= tolerance * size + 1e-43).all(), name
+
+
+# --- the same numbers
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(sorted(LAYERS)),
+    double=st.booleans(),
+    steps=st.integers(1, 9),
+    batch=st.integers(1, 20),
+    inputs=st.integers(1, 37),
+    hidden=st.integers(1, 70),
+    both=st.booleans(),
+    bias=st.booleans(),
+    threads=st.integers(1, 4),
+    data=st.data(),
+)
+def test_any_shape_and_lengths_agree_with_the_reference_path(
+    name: str,
+    double: bool,
+    steps: int,
+    batch: int,
+    inputs: int,
+    hidden: int,
+    both: bool,
+    bias: bool,
+    threads: int,
+    data: st.DataObject,
+) -> None:
+    torch.manual_seed(0)
+    dtype = torch.float64 if double else torch.float32
+    lengths = data.draw(st.none() | st.lists(st.integers(1, steps), min_size=batch, max_size=batch))
+    layer = LAYERS[name](inputs, hidden, bias=bias, bidirectional=both, dtype=dtype)
+    x = torch.randn(max(lengths or [steps]), batch, inputs, dtype=dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "SERIAL_WORK", 0)
+        torch.set_num_threads(threads)
+        ours = everything(layer, x, lengths, full=True, weight=True)
+        torch.set_num_threads(1)
+    with reference_only():
+        theirs = everything(layer, x, lengths, full=True, weight=True)
+    for found in (ours, theirs):  # the same beyond the ends, where there is nothing
+        found |= {name: value.nan_to_num(7.0) for name, value in found.items()}
+    assert_agree(ours, theirs, 1e-11 if double else 2e-4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(LAYERS)),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    place=st.integers(0, 6 * 3 * 2 - 1),
+    value=st.sampled_from([math.nan, math.inf, -math.inf, *SPECIAL]),
+    where=st.sampled_from(["x", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"]),
+)
+def test_special_values_come_out_as_from_the_reference_path(
+    name: str, dtype: torch.dtype, place: int, value: float, where: str
+) -> None:
+    # where finite numbers overflow on the way, infinity or NaN is a matter of the order of a sum
+    assume(name != "rnn_relu" or not 1e4 < abs(value) < math.inf)
+    torch.manual_seed(1)
+    layer = LAYERS[name](2, 5, dtype=dtype)
+    x = torch.randn(6, 3, 2, dtype=dtype)
+    with torch.no_grad():
+        target = x if where == "x" else layer.get_parameter(where)
+        target.view(-1)[place % target.numel()] = value
+    ours = everything(layer, x)
+    with reference_only():
+        theirs = everything(layer, x)
+    # a large weight multiplies the rounding of what it meets
+    assert_agree(ours, theirs, 1e-11 if dtype == torch.float64 else 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_step_is_torchs_function_over_the_whole_range(dtype: torch.dtype) -> None:
+    """A tanh RNN without recurrence is tanh; an LSTM's closed input gate is a sigmoid."""
+    values = torch.cat(
+        [
+            torch.linspace(-110, 110, 200_001, dtype=dtype),
+            torch.logspace(-45, 2, 50_001, dtype=dtype),
+            torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan], dtype=dtype),
+        ]
+    )
+    eps = torch.finfo(dtype).eps
+    rnn = RNN(1, 1, bias=False, dtype=dtype)
+    nn.init.ones_(rnn.weight_ih_l0)
+    tanh = rnn(values.view(1, -1, 1))[0].flatten()
+    expected = values.tanh()
+    negative = (values < 0) & ~values.isnan()
+    assert torch.equal(tanh[negative].signbit(), expected[negative].signbit())
+    torch.testing.assert_close(tanh, expected, rtol=4 * eps, atol=0, equal_nan=True)
+    assert torch.equal(tanh.abs() == 1, expected.abs() == 1) or dtype == torch.float32
+    # c_1 = f c_0 + i g with the input gate at 0
+    lstm = LSTM(1, 1, bias=False, dtype=dtype)
+    with torch.no_grad():
+        lstm.weight_hh_l0.zero_()
+        lstm.weight_ih_l0.copy_(torch.tensor([[0.0], [1.0], [0.0], [0.0]]))
+    values = values[values.isfinite()]  # infinity times the other gates' weight 0 is NaN
+    ones = torch.ones(1, len(values), 1, dtype=dtype)
+    _, (_, c) = lstm(values.view(1, -1, 1), (0 * ones, ones))
+    tiny = 1e-37 if dtype == torch.float32 else 1e-300
+    torch.testing.assert_close(c.flatten(), values.sigmoid(), rtol=4 * eps, atol=tiny)
+
+
+def test_norms_of_tiny_and_huge_gradients_neither_underflow_nor_overflow() -> None:
+    for dtype, sizes in ((torch.float32, (1e-30, 1e30)), (torch.float64, (1e-250, 1e250))):
+        for size in sizes:
+            layer = RNN(1, 3, dtype=dtype)
+            with record(layer) as tape:
+                (layer(torch.ones(1, 1, 1, dtype=dtype))[0] * size).sum().backward()
+            expected = pytest.approx(size * math.sqrt(3), rel=1e-6)
+            assert tape["l0"].hidden_norm.item() == expected
+            assert tape["l0"].direct_norm.item() == expected
+
+
+def test_nothing_depends_on_what_memory_held_before(make: Any) -> None:
+    torch.manual_seed(0)
+    layer, x = make(3, 8), torch.randn(20, 4, 3)
+    first: dict[str, Tensor] = {}
+    for fill in (0.0, 1e30, math.nan):
+        held = [torch.full((size,), fill) for size in (10, 50, 100, 300, 1000, 3000) for _ in "ab"]
+        del held
+        layer.zero_grad()
+        with record(layer) as tape:
+            _, state = layer(x)
+            (state[0] if isinstance(state, tuple) else state).square().sum().backward()
+        found = records(tape) | {name: p.grad.clone() for name, p in layer.named_parameters()}
+        first = first or found
+        assert all(torch.equal(found[name], value) for name, value in first.items())
+
+
+def test_sizes_that_do_not_fit_are_refused_before_any_memory_is_read() -> None:
+    layer = LSTM(3, 4)
+    x = torch.randn(5, 2, 3)
+    for name, wrong in (
+        ("weight_ih_l0", torch.zeros(16, 2)),
+        ("weight_hh_l0", torch.zeros(12, 4)),
+        ("bias_ih_l0", torch.zeros(15)),
+        ("bias_hh_l0", torch.zeros(16, dtype=torch.float64)),
+    ):
+        with pytest.raises(RuntimeError, match=f"{name.removesuffix('_l0')}: expected"):
+            torch.func.functional_call(layer, {name: wrong}, (x,))
+
+
+# --- which kernel
+
+
+def test_the_compiled_kernel_is_used_wherever_it_can_be() -> None:
+    x = torch.zeros(2, 3, 4)
+    assert isinstance(kernel_for("LSTM", x, projected=False), fused.FusedKernel)
+    others = [(x, True), (x.bfloat16(), False), (x.to("meta"), False), (x[:, :0], False)]
+    for tensor, projected in others:
+        assert not isinstance(kernel_for("LSTM", tensor, projected), fused.FusedKernel)
+
+
+# --- threads
+
+
+def test_results_are_bitwise_the_same_again_and_close_on_other_threads(
+    make: Any, three_threads: None
+) -> None:
+    torch.manual_seed(0)
+    layer, x = make(5, 17), torch.randn(30, 8, 5)
+    one, two = everything(layer, x), everything(layer, x)
+    assert all(torch.equal(one[name], value) for name, value in two.items())
+    torch.set_num_threads(1)
+    assert_agree(everything(layer, x), one, 1e-5)
+
+
+def test_two_threads_of_the_user_train_at_once(make: Any, three_threads: None) -> None:
+    torch.manual_seed(0)
+    pairs = [(make(5, 17), torch.randn(30, 8, 5)) for _ in range(2)]
+    alone = [everything(*pair) for pair in pairs]
+    start = threading.Barrier(2)
+
+    def work(pair: Any) -> Any:
+        torch.set_num_threads(3)  # OpenMP counts for each of them
+        start.wait()
+        return [everything(*pair) for _ in range(20)]
+
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(work, pairs))
+    for expected, results in zip(alone, together, strict=True):
+        for found in results:
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def _in_child(layer: Any, x: Tensor, results: Any) -> None:
+    results.put({name: value.numpy() for name, value in everything(layer, x).items()})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes_the_same(make: Any, three_threads: None) -> None:
+    torch.manual_seed(0)
+    layer, x = make(5, 17), torch.randn(30, 8, 5)
+    expected = everything(layer, x)
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    child = context.Process(target=_in_child, args=(layer, x, results))
+    child.start()
+    found = results.get(timeout=60)
+    child.join(10)
+    assert child.exitcode == 0
+    assert all((found[n] == v.numpy()).all() for n, v in expected.items())
+
+
+def test_without_openmp_a_pool_does_the_same(
+    make: Any, three_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer, x = make(5, 17), torch.randn(30, 8, 5)
+    expected = everything(layer, x)
+    monkeypatch.setattr(native, "_openmp", lambda: None)
+    found = everything(layer, x)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+# --- several runs at once
+
+
+@pytest.mark.parametrize("path", [nullcontext, reference_only])
+@pytest.mark.parametrize("shared", [False, True], ids=["own_data", "shared_data"])
+def test_stacked_runs_under_vmap_are_the_single_runs(make: Any, path: Any, shared: bool) -> None:
+    torch.manual_seed(0)
+    runs = [make(3, 5, 2, bidirectional=True, dtype=torch.float64) for _ in range(4)]
+    weights, _ = torch.func.stack_module_state(runs)
+    x = torch.randn(4, 7, 6, 3, dtype=torch.float64)
+    x = x[0] if shared else x
+    with path():
+        outputs = torch.vmap(
+            lambda w, x: torch.func.functional_call(runs[0], w, (x,))[0],
+            in_dims=(0, None if shared else 0),
+        )(weights, x)
+        outputs.square().sum().backward()
+        for r, run in enumerate(runs):
+            output = run(x if shared else x[r])[0]
+            output.square().sum().backward()
+            torch.testing.assert_close(outputs[r], output, rtol=1e-12, atol=1e-12)
+            for name, parameter in run.named_parameters():
+                grad = weights[name].grad
+                assert grad is not None
+                torch.testing.assert_close(grad[r], parameter.grad, rtol=1e-11, atol=1e-11)
+
+
+def test_recording_under_vmap_says_that_it_cannot() -> None:
+    layer = GRU(3, 4)
+    weights, _ = torch.func.stack_module_state([layer, layer])
+    with pytest.raises(RuntimeError, match=r"inside torch.vmap, which cannot"), record(layer):
+        torch.vmap(lambda w: torch.func.functional_call(layer, w, (torch.zeros(2, 1, 3),))[0])(
+            weights
+        ).sum().backward()
+
+
+# --- segments
+
+
+@pytest.mark.parametrize("path", [nullcontext, reference_only])
+@pytest.mark.parametrize("lengths", [None, [11, 3, 10, 1, 7]])
+@pytest.mark.parametrize("segments", [2, 3, 11, 100])
+def test_segments_change_nothing_but_rounding(
+    make: Any, path: Any, lengths: list[int] | None, segments: int
+) -> None:
+    torch.manual_seed(0)
+    layer = make(3, 6, 2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(11, 5, 3, dtype=torch.float64)
+    with path():
+        whole = everything(layer, x, lengths, full=True, weight=True)
+        layer.recompute_segments = segments
+        parts = everything(layer, x, lengths, full=True, weight=True)
+    assert_agree(parts, whole, 1e-12)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, None])
+def test_segments_must_be_a_positive_integer(count: Any) -> None:
+    layer = RNN(2, 3)
+    layer.recompute_segments = count
+    with pytest.raises(ValueError, match="recompute_segments must be an integer >= 1"):
+        layer(torch.zeros(4, 1, 2))
+
+
+# --- compilation
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parent.parent)
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=os.environ | {"PYTHONPATH": root} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+USE = "import torch, rnngrad.nn as n; n.RNN(2, 3)(torch.zeros(4, 1, 2))[0].sum().backward()"
+
+
+def test_only_the_cell_in_use_is_compiled_once_and_it_says_so(tmp_path: Path) -> None:
+    first, second = (run_python(USE, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    lines = first.stderr.splitlines()
+    assert [line.split(" for float32")[0] for line in lines] == [
+        "rnngrad: compiling the product",
+        "rnngrad: compiling the RNN TANH kernel, forward",
+        "rnngrad: compiling the RNN TANH kernel, backward",
+    ]
+    assert all(line.endswith(" s") for line in lines)
+    assert second.stderr == ""
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run_python(USE, NUMBA_CACHE_DIR=str(tmp_path / "file"), HOME=str(tmp_path / "file"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_layers_does_not_import_numba() -> None:
+    done = run_python("import sys, rnngrad.nn; assert 'numba' not in sys.modules")
+    assert done.returncode == 0, done.stderr
