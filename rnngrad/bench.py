@@ -143,12 +143,8 @@ def operations(kind: str, steps: int, batch: int, hidden: int, inputs: int, grad
 
 
 def layer_tables(shapes: Sequence[tuple[int, int, int]], seconds: float) -> Iterator[Table]:
-    """Beside torch.nn, a loop of cells and JAX; recording on against off; sgemm."""
+    """Beside torch.nn, a loop of cells and JAX; and beside sgemm."""
     rate = sgemm()
-    cost = Table(
-        "Recording on against off, layer alone (I = 10)",
-        ["layer", "T", "B", "H", "off (ms)", "on (ms)", "cost (%)"],
-    )
     flops = Table(
         f"Operations a second; torch's sgemm reaches {rate / 1e9:.0f} GFLOP/s here",
         ["layer", "T", "B", "H", "GFLOP/s", "of sgemm (%)"],
@@ -170,7 +166,6 @@ def layer_tables(shapes: Sequence[tuple[int, int, int]], seconds: float) -> Iter
                 x = torch.randn(steps, batch, size, requires_grad=wide)
                 contenders = {
                     "ours": recorded_layer(ours, x),
-                    "off": rivals.plain_layer(ours, x),
                     "torch.nn": rivals.plain_layer(plain, x),
                     "cells": rivals.loop_of_cells(plain, x),
                 }
@@ -186,9 +181,6 @@ def layer_tables(shapes: Sequence[tuple[int, int, int]], seconds: float) -> Iter
                     row += [None, None] if other is None else [1e3 * other.median, ratios[-1]]
                 table.rows.append(row)
                 if not wide:
-                    off = timing["off"].median
-                    percent = 100 * (mine.median / off - 1)
-                    cost.rows.append([*row[:4], 1e3 * off, row[4], percent])
                     done = operations(kind, steps, batch, hidden, size, wide) / mine.median
                     flops.rows.append([*row[:4], done / 1e9, 100 * done / rate])
             means = (
@@ -200,10 +192,27 @@ def layer_tables(shapes: Sequence[tuple[int, int, int]], seconds: float) -> Iter
         if not _has_jax():
             table.notes.append("JAX is not installed: pip install 'rnngrad[bench]'")
         yield table
-    on_off = [1 + row[-1] / 100 for row in cost.rows]
-    cost.notes.append(f"geometric mean: {100 * (_mean(on_off) - 1):.1f} %")
-    yield cost
     yield flops
+
+
+def recording_table(shapes: Sequence[tuple[int, int, int]], seconds: float) -> Table:
+    """What recording adds to a layer."""
+    table = Table(
+        "Recording on against off, layer alone (I = 10)",
+        ["layer", "T", "B", "H", "off (ms)", "+-", "on (ms)", "+-", "cost (%)"],
+    )
+    for kind, (make, _) in LAYERS.items():
+        for steps, batch, hidden in shapes:
+            layer, x = make(10, hidden), torch.randn(steps, batch, 10)
+            contenders = {"on": recorded_layer(layer, x), "off": rivals.plain_layer(layer, x)}
+            timing = alternate(contenders, seconds)
+            on, off = timing["on"], timing["off"]
+            numbers = [1e3 * t for t in (off.median, off.spread, on.median, on.spread)]
+            percent = 100 * (on.median / off.median - 1)
+            table.rows.append([kind, steps, batch, hidden, *numbers, percent])
+    ratios = [1 + row[-1] / 100 for row in table.rows]
+    table.notes.append(f"geometric mean: {100 * (_mean(ratios) - 1):.1f} %")
+    return table
 
 
 def sgemm() -> float:
@@ -461,6 +470,7 @@ def tables(quick: bool) -> Iterator[Table]:
     """All tables, as they are ready."""
     seconds = 0.2 if quick else 6.0
     yield from layer_tables(SHAPES[:1] if quick else SHAPES, seconds)
+    yield recording_table(SHAPES[:1] if quick else SHAPES, seconds)
     yield step_table(seconds)
     yield growth_table(seconds / 3)
     if sys.platform == "linux":  # which alone says how much memory was held at most

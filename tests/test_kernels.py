@@ -385,7 +385,7 @@ def test_only_the_cell_in_use_is_compiled_once_and_it_says_so(tmp_path: Path) ->
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     lines = first.stderr.splitlines()
     assert [line.split(" for float32")[0] for line in lines] == [
-        "rnngrad: compiling the product",
+        "rnngrad: compiling the matrix product",
         "rnngrad: compiling the RNN TANH kernel, forward",
         "rnngrad: compiling the RNN TANH kernel, backward",
     ]
@@ -397,6 +397,11 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run_python(USE, NUMBA_CACHE_DIR=str(tmp_path / "file"), HOME=str(tmp_path / "file"))
     assert done.returncode == 0, done.stderr
+
+
+def test_without_numbas_compiler_the_reference_path_is_taken() -> None:
+    done = run_python(USE, NUMBA_DISABLE_JIT="1")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
 def test_importing_the_layers_does_not_import_numba() -> None:

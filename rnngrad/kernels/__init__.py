@@ -56,6 +56,12 @@ def _reference(mode: str) -> Kernel:
 
 @cache
 def _fused(mode: str) -> Kernel:
-    from rnngrad.kernels.fused import FusedKernel  # numba takes half a second to import
+    import numba  # takes half a second to import
+
+    if getattr(
+        numba.config, "DISABLE_JIT", 0
+    ):  # who debugs with NUMBA_DISABLE_JIT=1 wants Python code
+        return _reference(mode)
+    from rnngrad.kernels.fused import FusedKernel
 
     return FusedKernel(mode)

@@ -108,52 +108,55 @@ def _gru_back(p, count, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, d
     store(alpha + 3 * span + j, count, d * to_n)
 
 
-_rnn_tanh_there = forward(1, 1, _tanh_ahead)
-_rnn_tanh_and_back = backward(1, 1, _tanh_back)
+# Numba's cache knows a function by its code and by what it closes over, which in a dispatcher made
+# here is new in every process: what is compiled and kept must be a plain function of the module.
+
+_rnn_tanh_ahead_in_slices = forward(1, 1, _tanh_ahead)
+_rnn_tanh_back_in_slices = backward(1, 1, _tanh_back)
 
 
 def _rnn_tanh_forward(p):
-    _rnn_tanh_there(p)
+    _rnn_tanh_ahead_in_slices(p)
 
 
 def _rnn_tanh_backward(p):
-    _rnn_tanh_and_back(p)
+    _rnn_tanh_back_in_slices(p)
 
 
-_rnn_relu_there = forward(1, 1, _relu_ahead)
-_rnn_relu_and_back = backward(1, 1, _relu_back)
+_rnn_relu_ahead_in_slices = forward(1, 1, _relu_ahead)
+_rnn_relu_back_in_slices = backward(1, 1, _relu_back)
 
 
 def _rnn_relu_forward(p):
-    _rnn_relu_there(p)
+    _rnn_relu_ahead_in_slices(p)
 
 
 def _rnn_relu_backward(p):
-    _rnn_relu_and_back(p)
+    _rnn_relu_back_in_slices(p)
 
 
-_lstm_there = forward(4, 4, _lstm_ahead)
-_lstm_and_back = backward(4, 4, _lstm_back)
+_lstm_ahead_in_slices = forward(4, 4, _lstm_ahead)
+_lstm_back_in_slices = backward(4, 4, _lstm_back)
 
 
 def _lstm_forward(p):
-    _lstm_there(p)
+    _lstm_ahead_in_slices(p)
 
 
 def _lstm_backward(p):
-    _lstm_and_back(p)
+    _lstm_back_in_slices(p)
 
 
-_gru_there = forward(3, 4, _gru_ahead)
-_gru_and_back = backward(3, 4, _gru_back)
+_gru_ahead_in_slices = forward(3, 4, _gru_ahead)
+_gru_back_in_slices = backward(3, 4, _gru_back)
 
 
 def _gru_forward(p):
-    _gru_there(p)
+    _gru_ahead_in_slices(p)
 
 
 def _gru_backward(p):
-    _gru_and_back(p)
+    _gru_back_in_slices(p)
 
 
 class Cell(NamedTuple):

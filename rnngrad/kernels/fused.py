@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from array import array
-from functools import cache, lru_cache
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rnngrad.kernels import loops, native
+from rnngrad.kernels import loops, memory, native
 from rnngrad.kernels.cells import CELLS
 from rnngrad.kernels.interface import (
     Gradients,
@@ -30,6 +27,8 @@ from rnngrad.norms import weight_norms
 
 SERIAL_WORK = 100_000
 """Multiplications under which a second thread costs more than it brings."""
+FEWEST_ROWS = 4
+"""Of a slice: with fewer it takes as long, for the weights have to be read all the same."""
 
 
 class FusedKernel:
@@ -56,11 +55,10 @@ class FusedKernel:
         cell, plan, states = self._cell, self._plan(walk, x, h_0.shape[-1]), h_0.numel()
         steps = walk.steps
         h_0, c_0 = h_0.contiguous(), None if c_0 is None else c_0.contiguous()
-        gates = _empty(x, states * cell.kept * (steps if keep else 1)) if cell.kept else None
-        hs = _empty(x, states * (steps + 1))
-        cs = None if c_0 is None else _empty(x, states * (steps + 1 if keep else 1))
+        gates = _kept(x, states * cell.kept * (steps if keep else 1)) if cell.kept else None
+        hs = _kept(x, states * (steps + 1))
+        cs = None if c_0 is None else _kept(x, states * (steps + 1 if keep else 1))
         output, h_n = x.new_empty(*x.shape[:-1], h_0.shape[-1]), torch.empty_like(h_0)
-        _in_large_pages(output)
         c_n = None if c_0 is None else torch.empty_like(h_0)
         self._run(
             "forward",
@@ -98,8 +96,7 @@ class FusedKernel:
         # what is not visited, beyond the sequences' ends, stays 0
         grad_x = None
         if wanted.x:
-            grad_x = torch.empty_like(x) if walk.lengths is None else torch.zeros_like(x)
-            grad_x = grad_x.contiguous()
+            grad_x = x.new_empty(x.shape) if walk.lengths is None else x.new_zeros(x.shape)
         h_0 = x.new_empty(*lead, batch, hidden)
         c_0 = None if cs is None else torch.empty_like(h_0)
         hh = x.new_zeros(slices, cell.gates * hidden, hidden) if wanted.hh else None
@@ -232,7 +229,11 @@ class FusedKernel:
         if (dtype, part) not in self._code:
             ways = {"forward": self._cell.forward, "backward": self._cell.backward}
             function = ways.get(part, product_kernel)
-            name = f"{self._mode.replace('_', ' ')} kernel, {part}" if part in ways else part
+            name = (
+                f"{self._mode.replace('_', ' ')} kernel, {part}"
+                if part in ways
+                else "matrix product"
+            )
             self._code[dtype, part] = native.compiled(function, dtype, name)
         return self._code[dtype, part]
 
@@ -270,7 +271,7 @@ class _Plan:
         hidden: int,
         size: int,
     ) -> None:
-        parts = min(len(weights), -(-threads // runs))
+        parts = min(-(-len(weights) // FEWEST_ROWS), -(-threads // runs))
         done = np.cumsum(weights) * parts
         cuts = np.searchsorted(done, np.arange(1, parts) * done[-1] // parts) + 1
         ends = sorted({0, *cuts.tolist(), len(weights)})
@@ -293,35 +294,8 @@ def _plan_of_equal_rows(runs: int, batch: int, threads: int, *sizes: int) -> _Pl
     return _Plan(runs, [1] * batch, threads, *sizes)
 
 
-def _empty(like: Tensor, count: int) -> Tensor:
-    """Memory that may be read a vector beyond its end."""
-    memory = like.new_empty(count + REGISTER_BYTES // like.element_size())
-    _in_large_pages(memory)
-    return memory
-
-
-def _in_large_pages(memory: Tensor) -> None:
-    """Asks Linux for pages of 2 MiB: zeroing 512 small ones one by one takes ten times as long."""
-    size = memory.numel() * memory.element_size()
-    advise = _madvise()
-    if size >= 2**22 and advise is not None:
-        page = 4096
-        first = -(-memory.data_ptr() // page) * page
-        last = (memory.data_ptr() + size) // page * page
-        advise(first, last - first, _MADV_HUGEPAGE)
-
-
-_MADV_HUGEPAGE = 14
-
-
-@cache
-def _madvise() -> Any:
-    if sys.platform != "linux":
-        return None
-    advise = getattr(ctypes.CDLL(None), "madvise", None)
-    if advise is not None:
-        advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return advise
+def _kept(like: Tensor, count: int) -> Tensor:
+    return memory.empty(count, like.dtype, spare=REGISTER_BYTES)
 
 
 def _over_slices(grad: Tensor | None, lead: list[int]) -> Tensor | None:
