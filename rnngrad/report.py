@@ -68,7 +68,9 @@ def bench_figure(tables: Sequence[Any], conditions: Mapping[str, str]) -> Figure
         )
         for axis, table in zip(axes[0], chosen, strict=True):
             _draw_speeds(axis, table)
-        drawn.suptitle("; ".join(conditions.values()), fontsize=7)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside lower center", ncols=3)
+        drawn.suptitle("; ".join(f"{k}: {v}" for k, v in conditions.items()), fontsize=7)
     return drawn
 
 
@@ -91,7 +93,6 @@ def _draw_speeds(axis: Axes, table: Any) -> None:
     axis.set_xlabel("times faster, with recording on (right of 1: rnngrad)")
     axis.set_ylabel("layer T, B, H")
     axis.set_title(table.title, fontsize=9)
-    axis.legend(fontsize=8)
 
 
 def _draw_losses(axis: Axes, runs: Sequence[Run]) -> None:

@@ -1,6 +1,7 @@
 """rnngrad-bench: its contenders compute the same, and its command says what it measured."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_the_command_prints_tables_as_json_and_draws_a_figure(tmp_path: Path) ->
     done = subprocess.run(
         [sys.executable, "-m", "rnngrad.bench", "--quick", "--json", "--out", "figures"],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parent.parent), "HOME": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -74,7 +75,8 @@ def test_the_command_prints_tables_as_json_and_draws_a_figure(tmp_path: Path) ->
         assert word in titles
     for table in found["tables"]:
         assert table["rows"] and all(len(row) == len(table["columns"]) for row in table["rows"])
-    assert Image.open(tmp_path / "figures" / "bench.png").size[0] > 800
+    with Image.open(tmp_path / "figures" / "bench.png") as picture:
+        assert picture.size[0] > 800
 
 
 def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rnngrad.bench", "--quick", "--out", "file/there"],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True,
         text=True,
         timeout=60,
