@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,5 +70,5 @@ def evaluation_generator(index: int) -> torch.Generator:
 def _generator(stream: int, seed: int, number: int) -> torch.Generator:
     # torch's CPU generator keeps 32 bits of its seed: one bit for the stream, so that the streams
     # cannot meet, and 31 from a hash of the rest
-    (word,) = np.random.SeedSequence([stream, seed, number]).generate_state(1)
-    return torch.Generator().manual_seed(stream << 31 | int(word) >> 1)
+    digest = blake2b(b"%d %d" % (seed, number), digest_size=4).digest()
+    return torch.Generator().manual_seed(stream << 31 | int.from_bytes(digest, "little") >> 1)

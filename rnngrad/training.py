@@ -71,7 +71,8 @@ def train(
         evaluates = step % eval_every == 0 or step == steps
         logs = step == 1 or step % log_every == 0 or evaluates
 
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         outputs, loss, tape = _backward(model, task, inputs, targets, recorded=logs)
         loss_value = loss.item()
         report = clip(parameters) if math.isfinite(loss_value) else _NO_GRADIENT
@@ -183,7 +184,7 @@ def _backward(
         with recording as tape:
             outputs = model(inputs)
             loss = task.loss(outputs, targets)
-            if not loss.isfinite():
+            if not math.isfinite(loss.item()):
                 raise _NonFiniteLoss
             loss.backward()
     except _NonFiniteLoss:

@@ -41,14 +41,13 @@ class Adding(Task):
     length: Annotated[int, Interval(low=2, high=10**9)]
 
     def batch(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        half, columns = self.length // 2, torch.arange(batch_size)
+        half = self.length // 2
         numbers = torch.rand(self.length, batch_size, generator=generator)
-        first = torch.randint(half, (batch_size,), generator=generator)
-        second = torch.randint(half, self.length, (batch_size,), generator=generator)
-        marker = torch.zeros(self.length, batch_size)
-        marker[first, columns] = 1
-        marker[second, columns] = 1
-        target = numbers[first, columns] + numbers[second, columns]
+        first = torch.randint(half, (1, batch_size), generator=generator)
+        second = torch.randint(half, self.length, (1, batch_size), generator=generator)
+        marked = torch.cat([first, second])
+        marker = torch.zeros(self.length, batch_size).scatter_(0, marked, 1)
+        target = numbers.gather(0, marked).sum(0)
         return torch.stack([numbers, marker], -1), target.unsqueeze(-1)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
