@@ -28,8 +28,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 class _Layer(torch.nn.RNNBase, bptt.Recordable):
     """What the three layers share: the way from torch.nn's arguments to the recurrence.
 
-    Beside torch.nn's they differ in three things: under autocast they compute in the weights' own
-    precision, dropout of packed input draws other numbers, and there is no double backward.
+    The README lists where they differ from torch.nn's.
     """
 
     recompute_segments = 1

@@ -13,7 +13,6 @@ from rnngrad.kernels import kernel_for
 from rnngrad.kernels.interface import (
     Gradients,
     Incoming,
-    Kept,
     Kernel,
     Passed,
     Recording,
@@ -59,13 +58,13 @@ class Recurrence(torch.autograd.Function):
             passed = _forward_in_segments(kernel, segments, walk, x, h_0, c_0, w)
         else:
             passed = kernel.forward(walk, x, h_0, c_0, w, keep)
-        return (passed.output, passed.h_n, passed.c_n, passed.plan, *passed.saved)
+        return (passed.output, passed.h_n, passed.c_n, *passed.saved)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         mode, ctx.walk, ctx.segments, _, ctx.call, x, _, _, *weights, _ = inputs
         ctx.kernel = kernel_for(mode, x, projected=weights[-1] is not None)
-        ctx.plan, *saved = output[3:]
+        saved = output[3:]
         ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *weights, *saved)
@@ -77,7 +76,7 @@ class Recurrence(torch.autograd.Function):
         """Several runs at once, as by ``torch.vmap`` over stacked weights: the axis ``R``."""
         mode, walk, segments, _, call, *tensors, sentinel = inputs
         # inside torch.vmap a tensor does not say whether it requires a gradient
-        options = (mode, walk, segments, True, call)
+        options = (mode, walk, segments, torch.is_grad_enabled(), call)
         stacked: list[Any] = [
             tensor
             if tensor is None
@@ -106,6 +105,12 @@ class Recurrence(torch.autograd.Function):
                 "rnngrad.nn layers have no double backward (create_graph=True); run the layer's "
                 "cell through rnngrad.nn.unroll, which has"
             )
+        if any(g is not None and _is_batched(g) for g in grads):
+            raise NotImplementedError(
+                "rnngrad.nn layers have no backward inside torch.vmap (is_grads_batched, "
+                "jacobian(vectorize=True), vmap(grad)); run the layer's cell through "
+                "rnngrad.nn.unroll, or put vmap inside and backward() outside"
+            )
         call: bptt.Call | None = ctx.call
         record = call is not None and call.enter_backward()
         x, w_ih, w_hh, b_ih, b_hh, w_hr, *saved = ctx.saved_tensors
@@ -123,7 +128,7 @@ class Recurrence(torch.autograd.Function):
         backward = ctx.kernel.backward
         if ctx.segments > 1:
             backward = partial(_backward_in_segments, ctx.kernel, ctx.segments)
-        back = backward(ctx.walk, x, w, Kept(tuple(saved), ctx.plan), Incoming(*grads[:3]), wanted)
+        back = backward(ctx.walk, x, w, tuple(saved), Incoming(*grads[:3]), wanted)
         if record and back.recording is not None:
             call.fill(back.recording)  # type: ignore[union-attr]
         return (
@@ -138,6 +143,11 @@ class Recurrence(torch.autograd.Function):
             back.hr,
             None,
         )
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    kinds = torch._C._functorch
+    return kinds.is_legacy_batchedtensor(tensor) or kinds.is_functorch_wrapped_tensor(tensor)
 
 
 def _forward_in_segments(
@@ -164,7 +174,7 @@ def _backward_in_segments(
     walk: Walk,
     x: Tensor,
     w: Weights,
-    passed: Kept,
+    first: tuple[Tensor, ...],
     incoming: Incoming,
     wanted: Wanted,
 ) -> Gradients:
@@ -172,7 +182,7 @@ def _backward_in_segments(
 
     Chen, Xu, Zhang & Guestrin, "Training deep nets with sublinear memory cost", 2016, section 3.
     """
-    parts, first = walk.parts(count), passed.saved
+    parts = walk.parts(count)
     has_cell = len(first) == 2 * len(parts)
     grad_x = torch.empty_like(x) if wanted.x else None
     sums: dict[str, Tensor] = {}
@@ -185,7 +195,7 @@ def _backward_in_segments(
             part.walk,
             part.of(x),
             w,
-            Kept(again.saved, again.plan),
+            again.saved,
             Incoming(
                 None if incoming.output is None else part.of(incoming.output),
                 part.ending(incoming.h_n),

@@ -1,6 +1,7 @@
 """The compiled kernels against the reference path: special values, threads, runs, segments."""
 
 import math
+import mmap
 import multiprocessing
 import os
 import subprocess
@@ -16,10 +17,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 from rnngrad.bptt import Tape, record
-from rnngrad.kernels import fused, kernel_for, native, reference_only
+from rnngrad.kernels import fused, kernel_for, memory, native, reference_only
 from rnngrad.nn import GRU, LSTM, RNN
 
 LAYERS: dict[str, Any] = {
@@ -224,6 +227,90 @@ def test_sizes_that_do_not_fit_are_refused_before_any_memory_is_read() -> None:
     ):
         with pytest.raises(RuntimeError, match=f"{name.removesuffix('_l0')}: expected"):
             torch.func.functional_call(layer, {name: wrong}, (x,))
+
+
+@pytest.mark.parametrize("path", [nullcontext, reference_only])
+def test_an_overflow_at_a_sequences_end_stays_where_the_loss_does_not_look(path: Any) -> None:
+    """Its state is infinite, its gradient 0: together they are no part of any weight's gradient."""
+    layer = RNN(1, 4, nonlinearity="relu")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(0.5)
+    x = torch.ones(8, 2, 1)
+    x[3, 1] = 3e38
+    with torch.no_grad():
+        layer.weight_ih_l0.fill_(2.0)
+    x[:, 0] = 0.1
+    with path():
+        output, _ = layer(pack_padded_sequence(x, [8, 4]))
+        padded, _ = pad_packed_sequence(output)
+        assert padded[3, 1].isinf().all()
+        padded[:, 0].sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_a_checkpoint_on_another_number_of_threads_has_the_same_gradients(
+    make: Any, three_threads: None
+) -> None:
+    torch.manual_seed(0)
+    layer, x = make(5, 17), torch.randn(30, 8, 5)
+    layer(x)[0].square().sum().backward()
+    expected = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    again = checkpoint(lambda x: layer(x)[0], x.requires_grad_(), use_reentrant=False)
+    torch.set_num_threads(1)
+    again.square().sum().backward()
+    for parameter, grad in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [torch.nn.Module.half, torch.nn.Module.double])
+def test_weights_of_another_dtype_than_in_the_forward_are_refused(make: Any, change: Any) -> None:
+    layer = make(3, 4)
+    loss = layer(torch.randn(5, 2, 3))[0].sum()
+    change(layer)
+    with pytest.raises(RuntimeError, match="expected torch.float32|dtype"):
+        loss.backward()
+
+
+def test_tensors_without_memory_and_with_a_lazy_sign_are_right(make: Any) -> None:
+    layer, x = make(3, 4), torch.randn(5, 2, 3)
+    assert torch.equal(layer(torch._neg_view(x))[0], layer(-x)[0])
+    with FakeTensorMode():
+        assert make(3, 4)(torch.zeros(5, 2, 3))[0].shape == (5, 2, 4)
+
+
+def test_a_batched_backward_names_what_can_do_it(make: Any) -> None:
+    output = make(3, 4)(x := torch.randn(5, 1, 3, requires_grad=True))[0][-1, 0]
+    with pytest.raises(NotImplementedError, match=r"is_grads_batched.*unroll"):
+        torch.autograd.grad(output, x, torch.eye(4), is_grads_batched=True)
+
+
+def test_memory_goes_back_to_the_pool_and_from_there_to_the_system() -> None:
+    memory.release()
+    first = memory.empty(2**19, torch.float32, spare=64)
+    place = first.data_ptr()
+    second = memory.empty(2**19, torch.float32, spare=64)
+    assert abs(second.data_ptr() - place) >= first.numel() * 4, "two in use never overlap"
+    del first
+    third = memory.empty(2**19, torch.float32, spare=64)
+    assert third.data_ptr() == place
+    del second, third
+    assert len(memory._IDLE) == 2
+    memory.release()
+    assert not memory._IDLE
+
+
+def test_memory_comes_in_small_pages_where_there_are_no_large_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Plain(mmap.mmap):
+        def madvise(self, *_: Any) -> None:
+            raise OSError("Invalid argument")
+
+    memory.release()
+    monkeypatch.setattr(mmap, "mmap", Plain)
+    assert memory.empty(2**19, torch.float64, spare=64).numel() >= 2**19
 
 
 # --- which kernel

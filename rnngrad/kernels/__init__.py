@@ -30,7 +30,8 @@ def kernel_for(mode: str, x: Tensor, projected: bool) -> Kernel:
         projected: Whether the layer has a ``proj_size``.
     """
     fused = (
-        x.device.type == "cpu"
+        type(x) in (Tensor, torch.nn.Parameter)  # a subclass may have no memory of its own
+        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and not projected
         and x.numel() > 0

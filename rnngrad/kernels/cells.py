@@ -164,7 +164,7 @@ class Cell(NamedTuple):
 
     Args:
         gates: Rows of its weights over the hidden size.
-        blocks: What is kept of a unit at a step; 0 if its state is all that is needed.
+        kept: Blocks that are kept of a step; 0 if the state is all that the way back needs.
         forward: The way there.
         backward: The way back.
     """
@@ -176,7 +176,7 @@ class Cell(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Gradients of a unit at a step."""
+        """Blocks of gradients that a step has on the way back."""
         return self.kept or self.gates
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,6 @@ from rnngrad.kernels.cells import CELLS
 from rnngrad.kernels.interface import (
     Gradients,
     Incoming,
-    Kept,
     Passed,
     Recording,
     Walk,
@@ -51,10 +52,11 @@ class FusedKernel:
     def forward(
         self, walk: Walk, x: Tensor, h_0: Tensor, c_0: Tensor | None, w: Weights, keep: bool
     ) -> Passed:
-        self._check(x, h_0, c_0, w)
-        cell, plan, states = self._cell, self._plan(walk, x, h_0.shape[-1]), h_0.numel()
+        threads = torch.get_num_threads()
+        self._check(x, h_0.shape[-1], w, ("h_0", h_0), ("c_0", c_0))
+        cell, plan, states = self._cell, self._plan(walk, x, h_0.shape[-1], threads), h_0.numel()
         steps = walk.steps
-        h_0, c_0 = h_0.contiguous(), None if c_0 is None else c_0.contiguous()
+        h_0, c_0 = _plain(h_0), _plain(c_0)
         gates = _kept(x, states * cell.kept * (steps if keep else 1)) if cell.kept else None
         hs = _kept(x, states * (steps + 1))
         cs = None if c_0 is None else _kept(x, states * (steps + 1 if keep else 1))
@@ -78,20 +80,43 @@ class FusedKernel:
                 loops.C_N: c_n,
             },
         )
-        saved = tuple(t for t in (hs, gates, cs) if t is not None) if keep else ()
-        return Passed(output, h_n, c_n, saved, plan)
+        # how many threads goes with them, for what is saved lies as the slices do
+        kept = (torch.tensor(threads), hs, gates, cs) if keep else ()
+        return Passed(output, h_n, c_n, tuple(t for t in kept if t is not None))
 
     def backward(
-        self, walk: Walk, x: Tensor, w: Weights, passed: Kept, incoming: Incoming, wanted: Wanted
+        self,
+        walk: Walk,
+        x: Tensor,
+        w: Weights,
+        saved: tuple[Tensor, ...],
+        incoming: Incoming,
+        wanted: Wanted,
     ) -> Gradients:
-        cell, plan = self._cell, passed.plan
-        assert isinstance(plan, _Plan)
-        hs, *rest = passed.saved
+        cell = self._cell
+        threads, hs, *rest = saved
         gates = rest.pop(0) if cell.kept else None
         cs = rest.pop() if rest else None
         *lead, steps, batch, inputs = x.shape
-        hidden, slices = w.hh.shape[-1], plan.slices
-        incoming = Incoming(*[None if g is None else g.contiguous() for g in incoming])
+        hidden = w.hh.shape[-1]
+        plan = self._plan(walk, x, hidden, int(threads))
+        slices = plan.slices
+        states = [
+            (name, grad)
+            for name, grad in incoming._asdict().items()
+            if name != "output" and grad is not None
+        ]
+        self._check(x, hidden, w, *states)
+        size = math.prod(lead) * batch * hidden
+        for name, tensor, count in (
+            ("output", incoming.output, size * steps),
+            ("states", hs, size * (steps + 1)),
+            ("gates", gates, size * steps * cell.kept),
+            ("cells", cs, size * (steps + 1)),
+        ):
+            if tensor is not None and (tensor.dtype != x.dtype or tensor.numel() < count):
+                raise RuntimeError(f"{name}: not what the forward saved, or of another dtype")
+        incoming = Incoming(*[_plain(g) for g in incoming])
 
         # what is not visited, beyond the sequences' ends, stays 0
         grad_x = None
@@ -178,8 +203,8 @@ class FusedKernel:
         tensors: dict[int, Tensor | None],
     ) -> None:
         """Fills in the arguments that both ways share, and goes."""
-        x = x if x.stride(-1) == 1 else x.contiguous()
-        w = Weights(*[None if t is None else t.contiguous() for t in w])  # type: ignore[arg-type]
+        x = x if x.stride(-1) == 1 and not x.is_neg() else _plain(x)
+        w = Weights(*map(_plain, w))
         lengths = None if walk.lengths is None else walk.lengths.contiguous()
         size, strides = x.element_size(), x.stride()
         share = plan.scratch[way]
@@ -200,24 +225,24 @@ class FusedKernel:
         arguments = array("q", a)
         native.run(self._compiled(x.dtype, way), arguments.buffer_info()[0], plan.threads)
 
-    def _check(self, x: Tensor, h_0: Tensor, c_0: Tensor | None, w: Weights) -> None:
+    def _check(
+        self, x: Tensor, hidden: int, w: Weights, *states: tuple[str, Tensor | None]
+    ) -> None:
         """Compiled code reads whatever lies at an address: nothing gets there that does not fit."""
         *lead, _, batch, inputs = x.shape
-        hidden, rows = h_0.shape[-1], self._cell.gates * h_0.shape[-1]
-        expected = (
-            ("h_0", h_0, (batch, hidden)),
-            ("c_0", c_0, (batch, hidden)),
-            ("weight_ih", w.ih, (rows, inputs)),
-            ("weight_hh", w.hh, (rows, hidden)),
-            ("bias_ih", w.b_ih, (rows,)),
-            ("bias_hh", w.b_hh, (rows,)),
-        )
+        rows = self._cell.gates * hidden
+        expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+            ("weight_ih", w.ih, (*lead, rows, inputs)),
+            ("weight_hh", w.hh, (*lead, rows, hidden)),
+            ("bias_ih", w.b_ih, (*lead, rows)),
+            ("bias_hh", w.b_hh, (*lead, rows)),
+        ]
+        expected += [(name, state, (*lead, batch, hidden)) for name, state in states]
         for name, tensor, shape in expected:
             if tensor is None:
                 continue
-            if tensor.shape != (*lead, *shape):
-                wanted, got = [*lead, *shape], list(tensor.shape)
-                raise RuntimeError(f"{name}: expected size {wanted}, got {got}")
+            if tensor.shape != shape:
+                raise RuntimeError(f"{name}: expected size {list(shape)}, got {list(tensor.shape)}")
             if tensor.dtype != x.dtype or tensor.device != x.device:
                 raise RuntimeError(
                     f"{name}: expected {x.dtype} on {x.device} as the input is, got "
@@ -237,11 +262,11 @@ class FusedKernel:
             self._code[dtype, part] = native.compiled(function, dtype, name)
         return self._code[dtype, part]
 
-    def _plan(self, walk: Walk, x: Tensor, hidden: int) -> _Plan:
+    def _plan(self, walk: Walk, x: Tensor, hidden: int, threads: int) -> _Plan:
         *lead, steps, batch, inputs = x.shape
         runs, gates = lead[0] if lead else 1, self._cell.gates
         work = runs * steps * batch * gates * hidden * (hidden + inputs)
-        threads = torch.get_num_threads() if work >= SERIAL_WORK else 1
+        threads = threads if work >= SERIAL_WORK else 1
         sizes = (gates, self._cell.blocks, inputs, hidden, x.element_size())
         if walk.lengths is None:
             return _plan_of_equal_rows(runs, batch, threads, *sizes)
@@ -280,18 +305,21 @@ class _Plan:
         self.slices = len(self.bounds)
         self.threads = threads if self.slices > 1 else 1
         rows, width = {b - a for a, b in pairs}, REGISTER_BYTES // size
+        sizes = (inputs, hidden, width, size)
         self.scratch = {
-            way: max(measure(gates, blocks, n, inputs, hidden, width, size) for n in rows)
-            for way, measure in _SCRATCH.items()
+            "forward": loops.forward_scratch(gates, blocks, *sizes),
+            "backward": max(loops.backward_scratch(gates, blocks, n, *sizes) for n in rows),
         }
-
-
-_SCRATCH = {"forward": loops.forward_scratch, "backward": loops.backward_scratch}
 
 
 @lru_cache(maxsize=1024)
 def _plan_of_equal_rows(runs: int, batch: int, threads: int, *sizes: int) -> _Plan:
     return _Plan(runs, [1] * batch, threads, *sizes)
+
+
+def _plain(tensor: Any) -> Any:
+    """In one piece of memory, and with its sign in it."""
+    return None if tensor is None else tensor.resolve_neg().contiguous()
 
 
 def _kept(like: Tensor, count: int) -> Tensor:

@@ -155,21 +155,12 @@ class Passed(NamedTuple):
         h_n: The last ``h [B, P]``.
         c_n: The last ``c [B, H]``, or ``None``.
         saved: What the kernel's way back needs.
-        plan: What else it needs to know.
     """
 
     output: Tensor
     h_n: Tensor
     c_n: Tensor | None
     saved: tuple[Tensor, ...]
-    plan: object = None
-
-
-class Kept(NamedTuple):
-    """What is left of a ``Passed`` when the way back begins."""
-
-    saved: tuple[Tensor, ...]
-    plan: object = None
 
 
 class Incoming(NamedTuple):
@@ -256,7 +247,7 @@ class Kernel(Protocol):
         walk: Walk,
         x: Tensor,
         w: Weights,
-        passed: Kept,
+        saved: tuple[Tensor, ...],
         incoming: Incoming,
         wanted: Wanted,
     ) -> Gradients:

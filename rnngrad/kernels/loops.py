@@ -80,7 +80,7 @@ def _together(rows):
 
 
 def forward_scratch(
-    gates: int, blocks: int, rows: int, inputs: int, hidden: int, width: int, size: int
+    gates: int, blocks: int, inputs: int, hidden: int, width: int, size: int
 ) -> int:
     """Bytes of scratch memory that the way there needs for a slice."""
     return (
@@ -174,33 +174,32 @@ def _bounds(p, index):
 
 
 @njit
-def _add_weight_gradients(p, gates, blocks, index, low, high, rows, alphas, hs, xs):
-    """``Σ α ⊗ h_{t-1}`` and ``Σ α ⊗ (x_t, 1)`` over the steps from ``low`` to ``high``."""
+def _add_weight_gradients(p, gates, blocks, index, low, high, n, alphas, stride, hs, xs):
+    """``Σ α ⊗ h_{t-1}`` and ``Σ α ⊗ (x_t, 1)`` of ``n`` rows, steps from ``low`` to ``high``."""
     size = itemsize(p)
     steps, inputs, hidden = field(p, STEPS), field(p, INPUT), field(p, HIDDEN)
-    run, first, _ = _bounds(p, index)
-    row, span = hidden * size, rows * hidden * size
+    run, first, last = _bounds(p, index)
+    row, span, wide = hidden * size, (last - first) * hidden * size, (inputs + 1) * size
     if field(p, GRAD_HH) != 0:
         for q in range(gates):
             c = field(p, GRAD_HH) + (index * gates + q) * hidden * row
             product(
-                p, hidden, hidden, rows, high - low, alphas + q * span, size, row,
-                blocks * span, hs, row, span, 0, c, row, c, row,
+                p, hidden, hidden, n, high - low, alphas + q * span, size, row, stride,
+                hs, row, span, 0, c, row, c, row,
             )  # fmt: skip
     if field(p, GRAD_IH) != 0:
-        wide = (inputs + 1) * size
         for s in range(low, high):
             t = steps - 1 - s if field(p, REVERSE) != 0 else s
             x = field(p, X) + run * field(p, X_RUN) + t * field(p, X_STEP) + first * field(p, X_ROW)
-            target = xs + (s - low) * rows * wide
-            for b in range(rows):
+            target = xs + (s - low) * n * wide
+            for b in range(n):
                 _copy(p, target + b * wide, x + b * field(p, X_ROW), inputs)
                 put(p, target + b * wide + inputs * size, 1.0)
         for q in range(blocks):
             c = field(p, GRAD_IH) + (index * blocks + q) * hidden * wide
             product(
-                p, hidden, inputs + 1, rows, high - low, alphas + q * span, size, row,
-                blocks * span, xs, wide, rows * wide, 0, c, wide, c, wide,
+                p, hidden, inputs + 1, n, high - low, alphas + q * span, size, row, stride,
+                xs, wide, n * wide, 0, c, wide, c, wide,
             )  # fmt: skip
 
 
@@ -282,10 +281,7 @@ def forward(gates: int, blocks: int, ahead: Any) -> Any:
                 ahead(p, step, j * size, span, a, h_prev, h, c_prev, c, output)
             if full < units:
                 ahead(p, units - full, full * size, span, a, h_prev, h, c_prev, c, output)
-            if n < rows:
-                # finite, for the weight gradients: they multiply it with 0
-                _clear(p, h + n * row, (rows - n) * hidden)
-                _clear(p, output + n * row, (rows - n) * hidden)
+            _clear(p, output + n * row, (rows - n) * hidden)
         for b in range(rows):
             own = steps
             if field(p, LENGTHS) != 0:
@@ -358,7 +354,7 @@ def backward(gates: int, blocks: int, back: Any) -> Any:
         n = 0
         high = steps
         while high > 0:
-            low = max(0, high - together)
+            low, fewest = max(0, high - together), rows
             for s in range(high - 1, low - 1, -1):
                 t = steps - 1 - s if field(p, REVERSE) != 0 else s
                 before = n
@@ -420,12 +416,22 @@ def backward(gates: int, blocks: int, back: Any) -> Any:
                         for q in range(gates):
                             target = field(p, ALPHA) + (here + b * row) * gates + q * row
                             _copy(p, target, alpha + q * span + b * row, hidden)
-                if n < rows:
-                    for q in range(blocks):
-                        _clear(p, alpha + q * span + n * row, (rows - n) * hidden)
-            _add_weight_gradients(
-                p, gates, blocks, index, low, high, rows, alphas, hs + low * span, xs
-            )
+                fewest = min(fewest, n)
+            stride = blocks * span
+            if fewest == rows:
+                _add_weight_gradients(
+                    p, gates, blocks, index, low, high, rows, alphas, stride, hs + low * span, xs
+                )
+            else:
+                # step by step, active rows only: with 0 for the others, 0 · inf would be NaN
+                for s in range(low, high):
+                    t = steps - 1 - s if field(p, REVERSE) != 0 else s
+                    m = _active(p, 0, t, rows, first)
+                    if m > 0:
+                        alpha = alphas + (s - low) * stride
+                        _add_weight_gradients(
+                            p, gates, blocks, index, s, s + 1, m, alpha, stride, hs + s * span, xs
+                        )
             high = low
         _copy(p, field(p, GRAD_H_0) + state, carry_h, rows * hidden)
         if has_cell:

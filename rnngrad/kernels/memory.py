@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
 import weakref
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -55,7 +57,8 @@ def _take(size: int) -> mmap.mmap:
     # private: by default a forked child would write into its parent's memory
     block = mmap.mmap(-1, rounded, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without them
+            block.madvise(mmap.MADV_HUGEPAGE)
     return block
 
 
@@ -64,3 +67,12 @@ def _give_back(block: mmap.mmap) -> None:
         _IDLE.append(block)
         while sum(map(len, _IDLE)) > IDLE_BYTES:
             _IDLE.pop(0)
+
+
+def _after_fork() -> None:
+    global _LOCK
+    _LOCK = threading.RLock()  # another thread may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

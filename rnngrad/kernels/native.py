@@ -52,8 +52,11 @@ def _compiled(function: Callable[..., None], dtype: str, title: str) -> int:
         except RuntimeError:  # numba has found no directory that can be written to
             kernel = numba.cfunc(signature)(function)
             kept = f" (not kept: {directory} cannot be written to; NUMBA_CACHE_DIR names another)"
+    seconds = f"{time.perf_counter() - began:.1f} s{kept}\n"
     if not known:
-        _say(f"{time.perf_counter() - began:.1f} s{kept}\n")
+        _say(seconds)
+    elif not kernel.cache_hits:  # what is there was compiled for another processor
+        _say(f"rnngrad: compiled the {title} for {dtype} anew in {seconds}")
     _ALIVE.append(kernel)
     address: Any = kernel.address
     return int(address)
@@ -73,8 +76,8 @@ def _cache_directory(dtype: str) -> Iterator[Path]:
     version = hashlib.sha256(b"".join(sources)).hexdigest()[:12]
     config: Any = numba.config
     before = config.CACHE_DIR
-    default = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(before or default) / "rnngrad" / version / dtype
+    base = before or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    directory = Path(base) / "rnngrad" / version / dtype
     config.CACHE_DIR = str(directory)
     try:
         yield directory

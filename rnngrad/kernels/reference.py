@@ -22,7 +22,6 @@ from torch import Tensor
 from rnngrad.kernels.interface import (
     Gradients,
     Incoming,
-    Kept,
     Passed,
     Recording,
     Walk,
@@ -308,11 +307,11 @@ class ReferenceKernel:
         walk: Walk,
         x: Tensor,
         w: Weights,
-        passed: Kept,
+        saved: tuple[Tensor, ...],
         incoming: Incoming,
         wanted: Wanted,
     ) -> Gradients:
-        gates, hs, *rest = passed.saved
+        gates, hs, *rest = saved
         is_lstm = isinstance(self._steps, _LSTM)
         cs = rest[0] if is_lstm else None
         kept = _Saved(gates, hs, cs, None if is_lstm or not rest else rest[0])
@@ -330,6 +329,9 @@ class ReferenceKernel:
                 projected = gates.chunk(4, -1)[3] * walk.after(cs).tanh()
                 grad_hr = back.hidden.flatten(0, 1).t() @ projected.flatten(0, 1)
             before = walk.before(hs)
+            if walk.lengths is not None:  # 0 times a last state that is infinite would be NaN
+                before = before.clone()
+                walk.clear(before)
             return Gradients(
                 x=(input @ w.ih).view_as(x) if wanted.x else None,
                 h_0=back.h_0,
