@@ -362,6 +362,7 @@ def _in_child(layer: Any, x: Tensor, results: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*JAX is multithreaded:RuntimeWarning")  # of another test
 def test_a_forked_child_computes_the_same(make: Any, three_threads: None) -> None:
     torch.manual_seed(0)
     layer, x = make(5, 17), torch.randn(30, 8, 5)
