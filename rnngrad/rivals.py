@@ -98,7 +98,6 @@ def jax_scan(layer: nn.RNNBase, x: Tensor) -> Step:
         )
         return jnp.square(outputs + direct).mean()
 
-    @jax.jit
     def gradients(weights: Any, inputs: Any) -> Any:
         zeros = jnp.zeros(shape, inputs.dtype)
         wanted = (0, 2, 4) + ((3,) if kind is nn.LSTM else ()) + ((1,) if wants_x else ())
@@ -107,8 +106,9 @@ def jax_scan(layer: nn.RNNBase, x: Tensor) -> Step:
         norms = [jnp.sqrt(jnp.square(grad).sum(-1)) for grad in recorded]
         return grads[0], norms, grads[-1] if wants_x else None
 
+    compiled: Any = jax.jit(gradients)
     ready: Any = jax.block_until_ready
-    return lambda: ready(gradients(weights, inputs))
+    return lambda: ready(compiled(weights, inputs))
 
 
 class Model(nn.Module):
