@@ -1,7 +1,7 @@
 """The optimisers of torch.optim, as parts of a configuration.
 
-In their fused form, one call for all parameters: parameter by parameter, an update of a small model
-takes as long as its recurrence.
+In one call for all parameters where torch has one: parameter by parameter, an update of a small
+model takes as long as its recurrence.
 """
 
 from __future__ import annotations
@@ -76,5 +76,5 @@ class RMSprop(Optim):
             alpha=self.alpha,
             eps=self.eps,
             momentum=self.momentum,
-            foreach=True,  # as good as fused, which it does not have
+            foreach=True,  # there is no fused form of it
         )

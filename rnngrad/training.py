@@ -73,8 +73,7 @@ def train(
 
         for parameter in parameters:
             parameter.grad = None
-        outputs, loss, tape = _backward(model, task, inputs, targets, recorded=logs)
-        loss_value = loss.item()
+        outputs, loss_value, tape = _backward(model, task, inputs, targets, recorded=logs)
         report = clip(parameters) if math.isfinite(loss_value) else _NO_GRADIENT
         if not report.finite:
             status = "diverged"
@@ -177,19 +176,20 @@ def locate_nonfinite(model: SequenceModel, task: Task, inputs: Tensor, targets: 
 
 def _backward(
     model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor, *, recorded: bool
-) -> tuple[Tensor, Tensor, Tape | None]:
-    """Forward, and backward unless the loss is not finite."""
+) -> tuple[Tensor, float, Tape | None]:
+    """Forward, and backward unless the loss is not finite: outputs, loss and record."""
     recording = record(model) if recorded else nullcontext()
     try:
         with recording as tape:
             outputs = model(inputs)
             loss = task.loss(outputs, targets)
-            if not math.isfinite(loss.item()):
+            value = loss.item()
+            if not math.isfinite(value):
                 raise _NonFiniteLoss
             loss.backward()
     except _NonFiniteLoss:
         tape = None
-    return outputs.detach(), loss.detach(), tape
+    return outputs.detach(), value, tape
 
 
 class _NonFiniteLoss(Exception):

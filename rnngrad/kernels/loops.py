@@ -203,8 +203,21 @@ def _add_weight_gradients(p, gates, blocks, index, low, high, n, alphas, stride,
             )  # fmt: skip
 
 
+def _over_slices(run_slice: Any) -> Any:
+    """Slices one after the other, until none is left that another thread has not begun."""
+
+    @njit
+    def every_slice(p):
+        index = take(p, NEXT)
+        while index < field(p, SLICES):
+            run_slice(p, index)
+            index = take(p, NEXT)
+
+    return every_slice
+
+
 def forward(gates: int, blocks: int, ahead: Any) -> Any:
-    """The way there of a cell, over the slices one after the other until none is left."""
+    """The way there of a cell."""
 
     @njit
     def run_slice(p, index):
@@ -295,18 +308,11 @@ def forward(gates: int, blocks: int, ahead: Any) -> Any:
             if has_cell:
                 _copy(p, field(p, C_N) + state + b * row, c_source, hidden)
 
-    @njit
-    def every_slice(p):
-        index = take(p, NEXT)
-        while index < field(p, SLICES):
-            run_slice(p, index)
-            index = take(p, NEXT)
-
-    return every_slice
+    return _over_slices(run_slice)
 
 
 def backward(gates: int, blocks: int, back: Any) -> Any:
-    """The way back of a cell, over the slices one after the other until none is left."""
+    """The way back of a cell."""
 
     @njit
     def run_slice(p, index):
@@ -437,11 +443,4 @@ def backward(gates: int, blocks: int, back: Any) -> Any:
         if has_cell:
             _copy(p, field(p, GRAD_C_0) + state, carry_c, rows * hidden)
 
-    @njit
-    def every_slice(p):
-        index = take(p, NEXT)
-        while index < field(p, SLICES):
-            run_slice(p, index)
-            index = take(p, NEXT)
-
-    return every_slice
+    return _over_slices(run_slice)
