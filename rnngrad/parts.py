@@ -136,7 +136,7 @@ class Registry(dict[str, type[P]], Generic[P]):
 
         >>> from rnngrad.task import TASKS
         >>> TASKS.default("adding", length=20)
-        Adding(length=20)
+        Adding(length=20, min_length=None, form='sum')
         """
         yaml_file = resources.files("rnngrad.conf") / self.group / f"{name}.yaml"
         defaults = yaml.safe_load(yaml_file.read_text(encoding="utf-8"))
