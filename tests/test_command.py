@@ -25,6 +25,8 @@ TINY = [
     "trainer.eval_size=2",
 ]
 
+TASKS = ", ".join(sorted(p.stem for p in Path(__file__).parents[1].glob("conf/task/*.yaml")))
+
 Command = Callable[..., tuple[int, str]]
 
 
@@ -86,12 +88,12 @@ BAD = [
     ("trainer.stop_when_solved=1", "trainer.stop_when_solved=1: must be true or false"),
     ("trainer=fast", "trainer=fast: must be one of default"),
     ("~trainer", "trainer: is missing; give trainer=default"),
-    ("task=nonsense", "task=nonsense: must be one of adding, copy"),
+    ("task=nonsense", f"task=nonsense: must be one of {TASKS}"),
     ("task=[adding,copy]", "task=[adding,copy]: one name is needed; to sweep, -m task=A,B"),
     ("tsk=copy", "tsk=copy: no such key; did you mean task?"),
-    ("~task", "task: is missing; give one of adding, copy"),
+    ("~task", f"task: is missing; give one of {TASKS}"),
     ("+task=copy", "task: is given twice"),
-    ("task.name=sort", "task.name=sort: must be one of adding, copy"),
+    ("task.name=sort", f"task.name=sort: must be one of {TASKS}"),
     ("~task.length", "task.length: is missing"),
     ("task.length=1", "task.length=1: must be an integer >= 2"),
     ("clip.max_norm=0", "clip.max_norm=0: must be a finite number > 0"),
@@ -124,11 +126,11 @@ BAD = [
     ),
     ("trainer.steps=5 trainer.step=3", "trainer.step=3: no such key; did you mean trainer.steps?"),
     ("task=copy tas=copy", "tas=copy: no such key; did you mean task?"),
-    ("task=null", "task=null: must be one of adding, copy"),
+    ("task=null", f"task=null: must be one of {TASKS}"),
     ("trainer=3", "trainer=3: must be one of default"),
-    ("task=", "task=: must be one of adding, copy"),
-    ("'task.name=[1]'", "task.name=[1]: must be one of adding, copy"),
-    ("'task.name={a:1}'", "task.name={'a': 1}: must be one of adding, copy"),
+    ("task=", f"task=: must be one of {TASKS}"),
+    ("'task.name=[1]'", f"task.name=[1]: must be one of {TASKS}"),
+    ("'task.name={a:1}'", f"task.name={{'a': 1}}: must be one of {TASKS}"),
     ("'task={a:1}'", "task={a:1}: "),
     ("++task=copy", "++task=copy: "),
     ("-m task=null,copy", "task=null"),
@@ -462,7 +464,7 @@ def test_help_config_and_completion_answer_without_importing_torch(
     for name in environment:
         del os.environ[name]
     assert running.returncode == 0 and out.rstrip().endswith("False")
-    assert {"--help": "task: adding, copy", "--cfg": "max_norm: 1.0", "-sc": "task="}[
+    assert {"--help": f"task: {TASKS}", "--cfg": "max_norm: 1.0", "-sc": "task="}[
         arguments[0]
     ] in out
 
