@@ -3,6 +3,19 @@
 A new rule is one file here, which registers it, and one yaml in conf/clip.
 """
 
-from rnngrad.clipping.base import CLIPS, Clip, ClipReport, total_norm
+from rnngrad.clipping.audit import ClipAudit, ClipCount
+from rnngrad.clipping.base import CLIPS, Clip, ClipReport, Gradient, Outcome
+from rnngrad.clipping.clipper import Clipper
+from rnngrad.clipping.norms import total_norm
 
-__all__ = ["CLIPS", "Clip", "ClipReport", "total_norm"]
+__all__ = [
+    "CLIPS",
+    "Clip",
+    "ClipAudit",
+    "ClipCount",
+    "ClipReport",
+    "Clipper",
+    "Gradient",
+    "Outcome",
+    "total_norm",
+]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
-
-from rnngrad.clipping.base import CLIPS, Clip
+from rnngrad.clipping.base import CLIPS, Clip, Gradient, Outcome
 
 
 @CLIPS.register("none")
@@ -15,5 +13,5 @@ from rnngrad.clipping.base import CLIPS, Clip
 class NoClip(Clip):
     """Measures, and changes nothing."""
 
-    def clip_(self, grads: Sequence[Tensor], norm: float) -> bool:
-        return False
+    def clip_(self, gradient: Gradient, state: dict[str, Any]) -> Outcome:
+        return Outcome(clipped=False)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from torch import Tensor
-
-from rnngrad.clipping.base import CLIPS, Clip, refuse_above, total_norm
+from rnngrad.clipping.base import CLIPS, Clip, Gradient, Outcome
+from rnngrad.clipping.norms import refuse_above, scale_, total_norm
 from rnngrad.parts import POSITIVE, Interval
 
 
@@ -31,16 +29,19 @@ class NormClip(Clip):
     max_norm: Annotated[float, POSITIVE]
     norm_type: Annotated[float, Interval(low=1, without=())]
 
-    def clip_(self, grads: Sequence[Tensor], norm: float) -> bool:
-        if self.norm_type != 2:
-            norm = total_norm(grads, self.norm_type)
-        if norm <= self.max_norm:
-            return False
-        coef = self.max_norm / norm
-        # a coefficient under float32's normal range would be rounded to few digits: in two steps
-        factors = (coef,) if coef > 1e-30 else (coef**0.5, coef**0.5)
-        for grad in grads:
-            for factor in factors:
-                grad.mul_(factor)
-        refuse_above(self.max_norm, total_norm(grads, self.norm_type), grads)
-        return True
+    def clip_(self, gradient: Gradient, state: dict[str, Any]) -> Outcome:
+        return clip_norm_(gradient, self.max_norm, self.norm_type)
+
+
+def clip_norm_(gradient: Gradient, max_norm: float, norm_type: float = 2.0) -> Outcome:
+    """Scales the whole gradient to norm ``max_norm`` if its norm is above."""
+    grads = gradient.grads
+    norm = gradient.norm if norm_type == 2 else total_norm(grads, norm_type)
+    if norm <= max_norm:
+        return Outcome(clipped=False, threshold=max_norm)
+    coef = max_norm / norm
+    for grad in grads:
+        scale_(grad, coef)
+    after = total_norm(grads, norm_type)
+    refuse_above(max_norm, after, grads)
+    return Outcome(True, max_norm, norm=after if norm_type == 2 else None)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from torch import Tensor
-
-from rnngrad.clipping.base import CLIPS, Clip, refuse_above, total_norm
+from rnngrad.clipping.base import CLIPS, Clip, Gradient, Outcome
+from rnngrad.clipping.norms import refuse_above, total_norm
 from rnngrad.parts import POSITIVE
 
 
@@ -28,10 +26,11 @@ class ValueClip(Clip):
 
     clip_value: Annotated[float, POSITIVE]
 
-    def clip_(self, grads: Sequence[Tensor], norm: float) -> bool:
+    def clip_(self, gradient: Gradient, state: dict[str, Any]) -> Outcome:
+        grads = gradient.grads
         if total_norm(grads, math.inf) <= self.clip_value:
-            return False
+            return Outcome(False, self.clip_value)
         for grad in grads:
             grad.clamp_(-self.clip_value, self.clip_value)
         refuse_above(self.clip_value, total_norm(grads, math.inf), grads)
-        return True
+        return Outcome(True, self.clip_value)
