@@ -58,7 +58,7 @@ def names_of(count: int) -> list[str]:
 
 
 def parameters(*grads: Any, dtype: torch.dtype = torch.float32, weight: Any = 0.0) -> Named:
-    """Parameters with these gradients, their strides kept."""
+    """Parameters with these gradients."""
     made = []
     for name, grad in zip(names_of(len(grads)), grads, strict=True):
         tensor = torch.as_tensor(grad, dtype=dtype) if not isinstance(grad, Tensor) else grad
@@ -163,6 +163,8 @@ def test_agc_says_which_modules_there_are_if_the_excluded_one_is_not_there() -> 
         Clipper(rule("agc", exclude="fc"), made)
     with pytest.raises(InputError, match=allowed):
         ClipAudit({"agc": rule("agc", exclude="fc")}, made)
+    with pytest.raises(InputError, match="exclude=read:"):
+        Clipper(rule("agc", exclude="read"), made)
 
 
 def test_zclip_pulls_an_outlier_nearly_back_to_the_mean() -> None:
@@ -407,7 +409,9 @@ def test_every_rule_agrees_with_float64_along_a_stream(
     ]
     reports = []
     for scale in scales:
-        set_grads(made, [(scale * g.double()).to(g.dtype) for g in base])
+        for (_, parameter), g in zip(made, base, strict=True):  # its strides kept
+            parameter.grad = torch.empty_strided(g.size(), g.stride(), dtype=g.dtype)
+            parameter.grad.copy_(scale * g.double())
         before = arrays(made)
         report = clipper()
         reports.append(report)
@@ -428,7 +432,7 @@ def test_every_rule_agrees_with_float64_along_a_stream(
     assert any(r.clipped for r in reports) == (name != "none")
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-7, 1.0, 1e20])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-7, 1.0, 1e20, 1e38])
 def test_every_rules_first_step_agrees_with_float64(clip: Clip, scale: float) -> None:
     (name,) = [name for name in RULES if type(clip) is CLIPS[name]]
     made = parameters(*[(scale * g.double()).float() for g in shapes("plain")], weight=0.25)
@@ -591,8 +595,10 @@ def test_a_run_continued_from_json_is_the_uninterrupted_one_bit_for_bit(name: st
         run(first, range(k, k + 5))
         assert json.dumps(state, allow_nan=False) == text, "a saved state must not change"
         second = Clipper(clip, made)
-        second.load_state_dict(json.loads(text))
+        loaded = json.loads(text)
+        second.load_state_dict(loaded)
         assert str(before + run(second, range(k, 40))) == str(whole_run)
+        assert json.dumps(loaded) == text, "what was loaded must not change either"
 
 
 def test_the_state_of_another_rule_is_refused() -> None:
@@ -733,6 +739,60 @@ def test_layers_are_found_by_name_in_torchs_layers_and_in_lists_of_cells() -> No
 
 
 # -- promises of single rules
+
+
+@pytest.mark.parametrize("name", ["norm", "per_parameter_norm", "per_layer_norm"])
+@pytest.mark.parametrize(
+    ("size", "max_norm", "dtype"),
+    [(3e38, 1e-6, torch.float32), (1e200, 1.0, torch.float64), (1e-200, 1e-201, torch.float64)],
+    ids=str,
+)
+def test_norms_are_clipped_over_more_than_float32s_range(
+    name: str, size: float, max_norm: float, dtype: torch.dtype
+) -> None:
+    made = parameters([size, -size], dtype=dtype)
+    report = once(rule(name, max_norm=max_norm), made)
+    assert report.norm_pre == pytest.approx(math.sqrt(2) * size, rel=1e-6, abs=0)
+    expected = max_norm / math.sqrt(2)
+    assert grads_of(made) == [pytest.approx([expected, -expected], rel=2e-7, abs=0)]
+
+
+@pytest.mark.parametrize("ratio", [1e-300, 1e-8, 0.99e-4, 1.01e-4, 1e-3])
+def test_the_tanh_of_soft_clipping_is_right_where_it_is_hardly_less_than_1(ratio: float) -> None:
+    made = parameters([ratio * 1e-30], dtype=torch.float64)
+    once(rule("soft", kind="tanh", max_norm=1e-30), made)
+    series = 1 - ratio**2 / 3 + 2 * ratio**4 / 15
+    assert grads_of(made) == [pytest.approx([ratio * 1e-30 * series], rel=1e-15, abs=0)]
+    made = parameters([1e-300], dtype=torch.float64)
+    once(rule("soft", kind="tanh", max_norm=1e50), made)
+    assert grads_of(made) == [[1e-300]]
+
+
+def test_the_tracked_threshold_counts_a_norm_at_it_as_below_and_stays_in_range() -> None:
+    made = parameters([1.0])
+    clipper = Clipper(rule("quantile_tracking", initial_norm=1), made)
+    clipper()
+    assert clipper.state_dict()["threshold"] == pytest.approx(math.exp(-0.1), rel=1e-15)
+    for size, end in ((1e-30, math.exp(-20)), (1e30, math.exp(20))):
+        for _ in range(500):
+            set_grads(made, [torch.tensor([size])])
+            clipper()
+        assert clipper.state_dict()["threshold"] == pytest.approx(end, rel=1e-12)
+
+
+def test_norms_that_hardly_vary_are_no_reason_to_skip_the_next() -> None:
+    made = parameters([1.0])
+    for size, skipped in ((1.0059, False), (1.0061, True)):
+        clipper = Clipper(rule("spike_skip", min_observations=2), made)
+        for norm in (1.0, 1.0, 1.0, size):
+            set_grads(made, [torch.tensor([norm])])
+            report = clipper()
+        assert report.skipped == skipped
+
+
+def test_parameters_without_entries_are_in_nobodys_way(clip: Clip) -> None:
+    made = parameters(torch.zeros(0, 3), torch.zeros(0), torch.ones(2))
+    assert once(clip, made).norm_pre == pytest.approx(math.sqrt(2))
 
 
 def test_value_clipping_keeps_signs() -> None:
