@@ -43,20 +43,21 @@ class PerLayerNormClip(Clip):
         max_norm = self.max_norm
         if self.split == "uniform":
             max_norm /= math.sqrt(len(layers))
-        norms = tensor_norms(gradient.grads)
-        clipped = False
-        for layer in layers:
-            norm = math.hypot(*(norms[i] for i in layer))
+        norms = _layer_norms(gradient, layers) if gradient.norm > max_norm else [0.0]
+        if max(norms) <= max_norm:
+            return Outcome(False, max_norm)
+        for layer, norm in zip(layers, norms, strict=True):
             if norm > max_norm:
-                clipped = True
                 for i in layer:
                     scale_(gradient.grads[i], max_norm / norm)
-        if clipped:
-            norms = tensor_norms(gradient.grads)
-            for layer in layers:
-                grads = [gradient.grads[i] for i in layer]
-                refuse_above(max_norm, math.hypot(*(norms[i] for i in layer)), grads)
-        return Outcome(clipped, max_norm)
+        norms = _layer_norms(gradient, layers)
+        refuse_above(max_norm, max(norms), gradient.grads)
+        return Outcome(True, max_norm, norm=math.hypot(*norms))
+
+
+def _layer_norms(gradient: Gradient, layers: Sequence[Sequence[int]]) -> list[float]:
+    norms = tensor_norms(gradient.grads)
+    return [math.hypot(*(norms[i] for i in layer)) for layer in layers]
 
 
 @lru_cache(maxsize=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,11 +29,13 @@ class PerParameterNormClip(Clip):
     max_norm: Annotated[float, POSITIVE]
 
     def clip_(self, gradient: Gradient, state: dict[str, Any]) -> Outcome:
-        clipped = False
-        for grad, norm in zip(gradient.grads, tensor_norms(gradient.grads), strict=True):
-            if norm > self.max_norm:
-                scale_(grad, self.max_norm / norm)
-                clipped = True
-        if clipped:
-            refuse_above(self.max_norm, max(tensor_norms(gradient.grads)), gradient.grads)
-        return Outcome(clipped, self.max_norm)
+        max_norm, grads = self.max_norm, gradient.grads
+        norms = tensor_norms(grads) if gradient.norm > max_norm else [0.0]
+        if max(norms) <= max_norm:
+            return Outcome(False, max_norm)
+        for grad, norm in zip(grads, norms, strict=True):
+            if norm > max_norm:
+                scale_(grad, max_norm / norm)
+        norms = tensor_norms(grads)
+        refuse_above(max_norm, max(norms), grads)
+        return Outcome(True, max_norm, norm=math.hypot(*norms))
