@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -1039,6 +1041,22 @@ def test_an_audit_continued_from_json_is_the_uninterrupted_one() -> None:
             seen.append(str(resumed()) == str(reports))
     assert all(seen) and len(seen) == 11
     assert resumed.counts == audit.counts and resumed.state_dict() == audit.state_dict()
+
+
+DOCS = (Path(__file__).parent.parent / "docs" / "clipping.md").read_text(encoding="utf-8")
+
+
+def test_the_documentation_lists_every_rule_of_the_package() -> None:
+    listed = set(re.findall(r"^\| `(\w+)` \|", DOCS, re.M))
+    assert listed == {n for n in RULES if CLIPS[n].__module__.startswith("rnngrad.clipping.")}
+
+
+def test_the_documentations_python_runs_as_it_stands_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", DOCS, re.M | re.S)
+    exec(compile(block, "docs/clipping.md", "exec"), {})
+    assert re.fullmatch(r"100% of steps, by \d.*\n", capsys.readouterr().out)
 
 
 def test_counts_before_the_first_step_are_no_numbers() -> None:
