@@ -268,7 +268,8 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
     Args:
         cell: A module called as torch.nn.LSTMCell or RNNCell is: ``cell(x_t, state)`` returns
             ``h``, or ``(h, c)``; ``state`` is ``None`` at the first step unless given here. For
-            ``∂L/∂c_t`` to be whole, ``c`` must be the tensor that ``h`` was computed from.
+            ``∂L/∂c_t`` to be whole, ``c`` must be the tensor that ``h`` was computed from. A cell
+            whose attribute ``takes_time`` is true is called ``cell(x_t, state, t)``, ``t`` from 0.
         x: ``[T, B, I]``, or ``[T, I]`` for one sequence.
         state: Initial state.
 
@@ -296,11 +297,13 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
     versions: list[int | None] = []
     given = _as_tuple(state)  # kept alive: identities are compared below
     seen = {id(tensor) for tensor in given}
+    takes_time = getattr(cell, "takes_time", False)
     for t in range(len(x)):
+        arguments = (x[t], state, t) if takes_time else (x[t], state)
         if call is not None and call.wants_weight:
-            state = _step_watching_weight(cell, x[t], state, call, t)
+            state = _step_watching_weight(cell, arguments, call, t)
         else:
-            state = cell(x[t], state)
+            state = cell(*arguments)
         state = _own_tensors(cell, state, seen)
         h, *c = state if isinstance(state, tuple) else (state,)
         versions += [_version(part) for part in (h, *c)]
@@ -351,7 +354,7 @@ def _own_tensors(cell: Any, state: Any, seen: set[int]) -> State:
 
 
 def _step_watching_weight(
-    cell: Any, x: Tensor, state: State | None, call: bptt.UnrolledCall, t: int
+    cell: Any, arguments: tuple[Any, ...], call: bptt.UnrolledCall, t: int
 ) -> Any:
     """One step with an alias of ``weight_hh`` that no other step uses: its gradient is ``G_t``."""
     # a parameter proper: one that is computed, as by pruning or parametrisation, cannot be replaced
@@ -365,7 +368,7 @@ def _step_watching_weight(
         raise ValueError(f"record(weight=True): weight_hh of {type(cell).__name__} is frozen")
     alias = weight.view_as(weight)
     call.watch("weight", t, alias)
-    return torch.func.functional_call(cell, {"weight_hh": alias}, (x, state))
+    return torch.func.functional_call(cell, {"weight_hh": alias}, arguments)
 
 
 def _without_fused_steps(cell: Any, recorded: bool) -> Any:
