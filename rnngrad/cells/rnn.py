@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from rnngrad.bptt_clip import preactivation
 from rnngrad.cells.base import CELLS, CellPart
+from rnngrad.cells.nonlinearity import NONLINEARITIES
 from rnngrad.nn import RNN
+
+KERNELS = ("tanh", "relu")
+"""Nonlinearities that ``rnngrad.nn.RNN`` has; the others are unrolled."""
 
 
 class RNNCell(torch.nn.RNNCell):
     """``h' = φ(W_ih x + b_ih + W_hh h + b_hh)``; parameters are torch.nn.RNNCell's.
 
+    ``φ`` is one of ``rnngrad.cells.nonlinearity``; its own parameters, if any, are ``phi.*``.
+
     Reference:
         Elman, "Finding structure in time", Cognitive Science 1990.
     """
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
+        self.phi = NONLINEARITIES[nonlinearity](hidden_size).to(device, dtype)
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         h = input.new_zeros(*input.shape[:-1], self.hidden_size) if hx is None else hx
-        phi = torch.tanh if self.nonlinearity == "tanh" else torch.relu
-        return phi(
-            linear(input, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
-        )
+        a = linear(input, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
+        phi: Tensor = self.phi(preactivation(a, 1))
+        return phi
 
 
 @CELLS.register("rnn")
@@ -34,15 +52,26 @@ class RNNPart(CellPart):
     """Vanilla RNN.
 
     Args:
-        nonlinearity: ``tanh`` or ``relu``.
+        nonlinearity: ``tanh`` and ``relu`` have kernels. ``prelu`` has one learned slope for
+            negative values, which starts at 0.25 (He et al., 2015); ``modrelu`` has a learned bias
+            per unit (Arjovsky, Shah & Bengio, 2016); ``leaky_relu`` has slope 0.01, ``elu`` α = 1.
+
+    Reference:
+        Elman, "Finding structure in time", Cognitive Science 1990.
     """
 
-    recomputes: ClassVar[bool] = True
+    nonlinearity: Literal[
+        "tanh", "sigmoid", "relu", "leaky_relu", "prelu", "elu", "linear", "modrelu"
+    ]
 
-    nonlinearity: Literal["tanh", "relu"]
+    @property
+    def recomputes(self) -> bool:
+        return self.nonlinearity in KERNELS
 
     def cell(self, input_size: int) -> RNNCell:
         return RNNCell(input_size, self.hidden_size, nonlinearity=self.nonlinearity)
 
-    def layers(self, input_size: int) -> RNN:
+    def layers(self, input_size: int) -> torch.nn.Module:
+        if self.nonlinearity not in KERNELS:
+            return super().layers(input_size)
         return RNN(input_size, self.hidden_size, self.num_layers, nonlinearity=self.nonlinearity)
