@@ -7,7 +7,21 @@ its ``CellPart``, and one yaml in conf/cell.
 
 from rnngrad.cells.base import CELLS, CellPart
 from rnngrad.cells.gru import GRUCell
-from rnngrad.cells.lstm import LSTMCell
+from rnngrad.cells.indrnn import IndRNNCell
+from rnngrad.cells.lstm import LSTMCell, NoForgetGateLSTMCell
+from rnngrad.cells.normalized import NormalizedLSTMCell, NormalizedRNNCell
+from rnngrad.cells.orthogonal import OrthogonalRNNCell
 from rnngrad.cells.rnn import RNNCell
 
-__all__ = ["CELLS", "CellPart", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = [
+    "CELLS",
+    "CellPart",
+    "GRUCell",
+    "IndRNNCell",
+    "LSTMCell",
+    "NoForgetGateLSTMCell",
+    "NormalizedLSTMCell",
+    "NormalizedRNNCell",
+    "OrthogonalRNNCell",
+    "RNNCell",
+]
