@@ -1,8 +1,9 @@
 """``rnngrad-check``: every gradient beside float64 autograd and finite differences.
 
-Two oracles, neither of which shares code with the layers: torch.nn's cells in a Python loop,
-sequence by sequence, taken back by autograd with every state kept; and, for ``∂L/∂h_t``, the
-central difference of the loss along a random direction added to ``h_t`` in that loop.
+Two oracles, neither of which shares code with the layers: cells in a Python loop (torch.nn's own,
+sequence by sequence, for layers), taken back by autograd with every state kept; and, for
+``∂L/∂h_t``, the central difference of the loss along a random direction added to ``h_t`` in that
+loop.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnngrad.bptt import LayerRecord, record
-from rnngrad.cells import CELLS
+from rnngrad.cells import CELLS, CellPart
 from rnngrad.nn import GRU, LSTM, RNN, unroll
+from rnngrad.parts import MISSING, InputError
 
 TOLERANCE = 1e-10
 """Largest relative difference to float64 autograd."""
@@ -32,16 +34,20 @@ SEED = 0
 
 @dataclass
 class Trace:
-    """One layer and direction as the loop saw it; ``(t, b)`` -> tensor that keeps its gradient."""
+    """One layer and direction as the loop saw it, in tensors that keep their gradients.
 
-    weight: list[Tensor]  # W_hh, an alias a step
+    ``(t, b)`` -> ``[n, H]``: the state after step ``t`` of the ``n`` sequences from ``b`` on.
+    """
+
+    weight: list[Tensor]  # W_hh, an alias a step; none if it is no plain parameter
     hidden: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     cell: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     leaving: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
 
     def norms(self) -> dict[str, Tensor]:
         """The norms of a ``LayerRecord``; NaN beyond a sequence's end."""
-        steps, batch = (1 + max(key[axis] for key in self.hidden) for axis in (0, 1))
+        steps = 1 + max(t for t, _ in self.hidden)
+        batch = max(b + len(h) for (_, b), h in self.hidden.items())
         grads: dict[str, dict[tuple[int, int], Any]] = {
             "hidden_norm": {key: _grad(h) for key, h in self.hidden.items()},
             "cell_norm": {key: _grad(c) for key, c in self.cell.items()},
@@ -51,11 +57,12 @@ class Trace:
         for name, kept in grads.items():
             if kept:
                 norms[name] = torch.full((steps, batch), math.nan, dtype=torch.float64)
-                for key, grad in kept.items():
-                    norms[name][key] = torch.linalg.vector_norm(grad)
-        norms["weight_norm"] = torch.stack(
-            [torch.linalg.vector_norm(_grad(w)) for w in self.weight]
-        )
+                for (t, b), grad in kept.items():
+                    norms[name][t, b : b + len(grad)] = torch.linalg.vector_norm(grad, dim=-1)
+        if self.weight:
+            norms["weight_norm"] = torch.stack(
+                [torch.linalg.vector_norm(_grad(w)) for w in self.weight]
+            )
         return norms
 
 
@@ -69,26 +76,32 @@ class Nudge:
     by: Tensor
 
 
-def loop_sequence(
+def loop_rows(
     cell: nn.Module,
     x: Tensor,
     state: Any,
     times: Iterable[int],
     trace: Trace,
-    b: int,
+    b: int = 0,
     nudge: Nudge | None = None,
 ) -> tuple[dict[int, Tensor], list[Tensor]]:
-    """One sequence ``x [T, 1, I]`` through a cell; outputs by time step, and the last state.
+    """The sequences ``x [T, n, I]``, of which the first is number ``b``, through a cell.
 
-    A batch of one and not an unbatched sequence: torch.nn.LSTMCell hands that a view of ``c_t``,
-    whose gradient lacks the path through ``h_t``.
+    Never an unbatched one: torch.nn.LSTMCell hands that a view of ``c_t``, whose gradient lacks the
+    path through ``h_t``.
+
+    Returns:
+        Outputs by time step, and the last state.
     """
     outputs: dict[int, Tensor] = {}
     for t in times:
-        state = torch.func.functional_call(cell, {"weight_hh": trace.weight[t]}, (x[t], state))
+        arguments = (x[t], state, t) if getattr(cell, "takes_time", False) else (x[t], state)
+        weight = {"weight_hh": trace.weight[t]} if trace.weight else {}
+        state = torch.func.functional_call(cell, weight, arguments)
         h, *c = state if isinstance(state, tuple) else (state,)
-        if nudge is not None and (nudge.t, nudge.b) == (t, b):
-            h = h + nudge.by
+        if nudge is not None and nudge.t == t and b <= nudge.b < b + len(h):
+            row = torch.arange(b, b + len(h)) == nudge.b
+            h = h + row.unsqueeze(1) * nudge.by
             state = (h, *c) if c else h
         trace.hidden[t, b] = _kept(h)
         trace.cell |= {(t, b): _kept(c[0])} if c else {}
@@ -134,7 +147,7 @@ def loop_layer(
                 if states is not None:
                     given = [s[len(final), b : b + 1] for s in states]
                     state = tuple(given) if len(given) == 2 else given[0]
-                outputs, last = loop_sequence(
+                outputs, last = loop_rows(
                     cell,
                     x[:, b : b + 1],
                     state,
@@ -195,23 +208,22 @@ def compare_layer(
 
 
 def compare_cell(cell: nn.Module, x: Tensor) -> dict[str, float]:
-    """The same for a cell run by ``unroll`` over ``x [T, B, I]``."""
-    with record(cell, full=True, weight=True) as tape:
+    """The same for a cell run by ``unroll`` over ``x [T, B, I]``.
+
+    The loop takes the whole batch at once, as a cell may couple its rows (batch normalisation
+    does); ``weight_norm`` is compared where ``weight_hh`` is a plain parameter.
+    """
+    weight = dict(cell.named_parameters(recurse=False)).get("weight_hh")
+    with record(cell, full=True, weight=weight is not None) as tape:
         output, state = unroll(cell, x)
         states = list(state) if isinstance(state, tuple) else [state]
         _loss(output, states).backward()
     grads = [_taken(p) for p in cell.parameters()]
-    weight: Tensor = cell.weight_hh  # type: ignore[assignment]
 
     def looped(nudge: Nudge | None = None) -> tuple[Tensor, Trace]:
-        trace = Trace([_kept(weight.clone()) for _ in range(len(x))])
-        rows = [
-            loop_sequence(cell, x[:, b : b + 1], None, range(len(x)), trace, b, nudge)
-            for b in range(x.shape[1])
-        ]
-        outputs = torch.cat([torch.stack(list(outs.values())) for outs, _ in rows], 1)
-        lasts = [torch.cat(s) for s in zip(*(last for _, last in rows), strict=True)]
-        return _loss(outputs, lasts), trace
+        trace = Trace([] if weight is None else [_kept(weight.clone()) for _ in range(len(x))])
+        outputs, lasts = loop_rows(cell, x, None, range(len(x)), trace, nudge=nudge)
+        return _loss(torch.stack(list(outputs.values())), lasts), trace
 
     loss, trace = looped()
     loss.backward()
@@ -220,6 +232,34 @@ def compare_cell(cell: nn.Module, x: Tensor) -> dict[str, float]:
         errors[quantity] = _error(getattr(tape["l0"], quantity), expected, element_wise=True)
     errors["hidden_diff"] = _central_difference(lambda n: looped(n)[0], "l0", tape["l0"])
     return errors
+
+
+def cell_variants(name: str, **changes: Any) -> Iterator[tuple[str, CellPart]]:
+    """A registered cell as its yaml has it, then with every other value of each choice it offers.
+
+    A choice is a field that is one of some words, or true or false. Where a value refuses another
+    field's default, that field is null.
+    """
+    part = CELLS.default(name, **changes)
+    yield name, part
+    hints = get_type_hints(type(part))
+    for key in (f.name for f in fields(part)):
+        choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
+        choices = (True, False) if hints[key] is bool else choices
+        for value in choices:
+            if value != getattr(part, key):
+                word = str(value).lower() if isinstance(value, bool) else value
+                yield f"{name} {key}={word}", _built(name, changes | {key: value})
+
+
+def _built(name: str, changes: dict[str, Any]) -> CellPart:
+    try:
+        return CELLS.default(name, **changes)
+    except InputError as error:
+        key = error.key.rpartition(".")[2]
+        if changes.get(key, MISSING) is None or error.value is None:
+            raise
+        return _built(name, changes | {key: None})
 
 
 def _call(
@@ -331,8 +371,8 @@ def all_checks() -> Iterator[tuple[str, dict[str, float]]]:
                 name = f"rnngrad.nn.{make.__name__}({', '.join(map(str, words))})"
                 yield name, compare_layer(layer, x.clone(), lengths=lengths)
     for name in sorted(CELLS.load()):
-        part = CELLS.default(name, hidden_size=6)
-        yield f"cell {name}, unrolled", compare_cell(part.cell(4).double(), x)
+        for variant, part in cell_variants(name, hidden_size=6):
+            yield f"cell {variant}, unrolled", compare_cell(part.cell(4).double(), x)
     for torch_cell in (nn.RNNCell, nn.LSTMCell, nn.GRUCell):
         cell = torch_cell(4, 6, dtype=torch.float64)
         yield f"torch.nn.{torch_cell.__name__}, unrolled", compare_cell(cell, x)
@@ -355,7 +395,7 @@ def main() -> None:
         f"Largest relative difference to float64 autograd (at most {TOLERANCE:g} is right), and of"
     )
     print(f"<dL/dh_1, v> to a central difference (hidden_diff, at most {DIFFERENCE_TOLERANCE:g})\n")
-    print(" " * 44 + "".join(column.rjust(13) for column in columns))
+    print(" " * 52 + "".join(column.rjust(13) for column in columns))
     wrong = 0
     count = 0
     for name, errors in all_checks():
@@ -363,7 +403,7 @@ def main() -> None:
         right = is_right(errors)
         wrong += not right
         cells = [f"{errors[c]:.1e}" if c in errors else "-" for c in columns]
-        print(name.ljust(44) + "".join(cell.rjust(13) for cell in cells), "" if right else "WRONG")
+        print(name.ljust(52) + "".join(cell.rjust(13) for cell in cells), "" if right else "WRONG")
     print(f"\n{count - wrong} right, {wrong} wrong, in {time.perf_counter() - start:.0f} s")
     sys.exit(1 if wrong else 0)
 
