@@ -102,7 +102,7 @@ BAD = [
     ("clip.max_norm=inf", "clip.max_norm=inf: must be a finite number > 0"),
     ("clip.norm_type=0.5", "clip.norm_type=0.5: must be a number >= 1, or inf"),
     ("clip=none clip.max_norm=1", "clip.max_norm=1: no such key"),
-    ("cell=rnn cell.nonlinearity=sin", "cell.nonlinearity=sin: must be one of tanh, relu"),
+    ("cell=rnn cell.nonlinearity=sin", "cell.nonlinearity=sin: must be one of tanh, "),
     ("cell.forget_bias=inf", "cell.forget_bias=inf: must be a finite number or null"),
     ("optim.lr=abc", "optim.lr=abc: must be a finite number > 0"),
     ("optim.betas=[0.9]", "optim.betas=[0.9]: must be [a number >= 0 and < 1, a number"),
@@ -154,7 +154,7 @@ BAD = [
     ("-m trainer.steps=5,0", "trainer.steps=0: must be an integer >= 1"),
     ("-m trainer.steps=5,abc", "trainer.steps=abc: must be an integer >= 1"),
     ("-m trainer.stpes=5,6", "trainer.stpes=5,6: no such key; did you mean trainer.steps?"),
-    ("-m cell=lstm,foo", "cell=foo: must be one of gru, lstm, rnn"),
+    ("-m cell=lstm,foo", "cell=foo: must be one of bn_lstm, "),
     ("-m seed=1,1", "is the directory of job 0 and of job 1; every job needs its own"),
     ("-m seed=0,1 hydra.sweep.subdir=same", "every job needs its own"),
 ]
