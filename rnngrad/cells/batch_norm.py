@@ -19,7 +19,8 @@ class BatchNormOverTime(nn.Module):
 
     In training a step is normalised by its batch; ``eval()`` takes the population's statistics,
     which are moving averages, as torch.nn.BatchNorm1d's: ``(1 - momentum) · old + momentum · new``.
-    A step after the last one seen in training takes the last one's.
+    A step after the last one seen in training takes the last one's. Steps are counted from the
+    start of each call of ``unroll``, also where that is given a state.
 
     Args:
         num_features: ``F``.
