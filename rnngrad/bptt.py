@@ -34,7 +34,8 @@ class LayerRecord:
 
     If the loss is a mean over the batch, every norm carries the factor ``1/B``; index ``t`` is the
     input's time, also for ``_reverse``, whose predecessor is ``t + 1``. Columns are in the caller's
-    order; beyond a packed sequence's end stands NaN.
+    order; beyond a packed sequence's end stands NaN. Where ``bptt_clip`` clips ``∂L/∂h_t`` or
+    ``∂L/∂c_t`` the norms are of the clipped ones, which go on; ``direct_norm`` is of what arrives.
 
     Args:
         hidden_norm: ``‖∂L/∂h_t‖₂ [T, B]``, float64 on the CPU: the total derivative.
@@ -46,6 +47,10 @@ class LayerRecord:
         hidden_grad: ``∂L/∂h_t [T, B, H]`` in the layer's dtype and device; ``None`` unless
             ``record(full=True)``.
         cell_grad: ``∂L/∂c_t [T, B, H]``, likewise.
+        clipped: Fraction ``[T, B]``, float64 on the CPU, of what ``bptt_clip`` looked at that it
+            changed: by value of the entries, by norm of the rows, which are the gates', or those of
+            ``h`` and ``c``. At site ``carry`` index ``t`` is the step that sends back. ``None``
+            without clipping.
     """
 
     hidden_norm: Tensor
@@ -54,6 +59,7 @@ class LayerRecord:
     weight_norm: Tensor | None = None
     hidden_grad: Tensor | None = None
     cell_grad: Tensor | None = None
+    clipped: Tensor | None = None
 
 
 class record:  # lower case like torch.no_grad: it reads as a statement
@@ -97,7 +103,7 @@ class record:  # lower case like torch.no_grad: it reads as a statement
         for path, module in model.named_modules():
             _refuse_data_parallel(module)
             paths[id(module)] = path
-        if not any(_may_record(module) for module in model.modules()):
+        if not any(may_record(module) for module in model.modules()):
             raise ValueError(_nothing_to_record(model))
         self._model, self._paths, self._full, self._weight = model, paths, full, weight
 
@@ -250,9 +256,15 @@ class Call:
     """One call of a layer and direction whose backward is still to come, then its record."""
 
     def __init__(
-        self, tape: Tape, *, beyond: Tensor | None = None, columns: Tensor | None = None
+        self,
+        tape: Tape,
+        *,
+        clips: bool = False,
+        beyond: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> None:
         self._tape = tape
+        self._clips = clips
         self._beyond = beyond  # [T, B], where a packed sequence has ended
         self._columns = columns  # the caller's order, for packed input
         self._record: LayerRecord | None = None
@@ -347,8 +359,13 @@ class Call:
                 weight,
                 hidden.clone() if self.full else None,
                 cell.clone() if self.full and cell is not None else None,
+                self._clipped(*hidden.shape[:2]) if self._clips else None,
             )
         )
+
+    def _clipped(self, steps: int, batch: int) -> Tensor:
+        """The fraction that was clipped ``[T, B]`` of what did arrive, not through a kernel."""
+        return torch.zeros(steps, batch, dtype=torch.float64)
 
     def _arranged(self, recording: Recording) -> LayerRecord:
         """NaN beyond the ends, columns in the caller's order; changes the recording in place."""
@@ -370,12 +387,14 @@ class Call:
 class UnrolledCall(Call):
     """A cell's run over time, whose gradients arrive one hook at a time."""
 
-    def __init__(self, tape: Tape) -> None:
-        super().__init__(tape)
+    def __init__(self, tape: Tape, *, clips: bool = False) -> None:
+        super().__init__(tape, clips=clips)
         self.wants_weight = tape.weight
         self._watched: dict[tuple[str, int], tuple[Tensor, Any]] = {}  # with its node
         self._arrived: dict[tuple[str, int], Tensor] = {}
         self._awaited_steps: set[tuple[str, int]] = set()
+        self._clippable: dict[int, int] = {}  # by step: things that there are to clip of a sequence
+        self._counts: dict[int, Tensor] = {}  # and how many were
 
     def watch(self, kind: str, t: int, tensor: Tensor) -> None:
         """Keeps the gradient of ``hidden``, ``cell`` or ``weight`` (an alias) of step ``t``."""
@@ -389,6 +408,22 @@ class UnrolledCall(Call):
             return tensor.clone()
         out: Tensor = _WayOut.apply(tensor, self.sentinel, self, kind)  # type: ignore[no-untyped-call]
         return out
+
+    def expect_clipping(self, t: int, things: int) -> None:
+        """Says that at step ``t`` there will be so many more things to clip of each sequence."""
+        self._clippable[t] = self._clippable.get(t, 0) + things
+
+    def keep_clipped(self, t: int, counts: Tensor) -> None:
+        """Takes how many of them were clipped, ``[B]`` or, unbatched, one number."""
+        if self.enter_backward():
+            counts = counts.detach()
+            self._counts[t] = self._counts[t] + counts if t in self._counts else counts
+
+    def _clipped(self, steps: int, batch: int) -> Tensor:
+        fraction = torch.zeros(steps, batch, dtype=torch.float64)
+        for t, counts in self._counts.items():
+            fraction[t] = counts.cpu().double() / self._clippable[t]
+        return fraction
 
     def await_nodes(self) -> None:
         self._awaited_steps = {key for key, (_, node) in self._watched.items() if _will_run(node)}
@@ -477,6 +512,7 @@ def open_call(
     suffix: str,
     *,
     differentiable: bool,
+    clips: bool = False,
     beyond: Tensor | None = None,
     columns: Tensor | None = None,
 ) -> Call | None:
@@ -486,6 +522,7 @@ def open_call(
         module: The layer being called.
         suffix: ``l<layer>``, with ``_reverse`` for the direction from the end.
         differentiable: Whether anything the call depends on requires a gradient.
+        clips: Whether its rows are clipped on the way back.
         beyond: Mask ``[T, B]`` of what lies beyond the sequences' ends.
         columns: Index ``[B]`` that puts the columns in the caller's order.
     """
@@ -493,16 +530,16 @@ def open_call(
     name = None if tape is None else tape._name(module, suffix, differentiable)
     if tape is None or name is None:
         return None
-    return tape._add(name, Call(tape, beyond=beyond, columns=columns))
+    return tape._add(name, Call(tape, clips=clips, beyond=beyond, columns=columns))
 
 
-def open_unrolled(cell: nn.Module) -> UnrolledCall | None:
+def open_unrolled(cell: nn.Module, *, clips: bool) -> UnrolledCall | None:
     """Like ``open_call``, for a cell run by ``unroll``."""
     tape = _ACTIVE.get()
     name = None if tape is None else tape._name(cell, "l0", differentiable=True)
     if tape is None or name is None:
         return None
-    return tape._add(name, UnrolledCall(tape))
+    return tape._add(name, UnrolledCall(tape, clips=clips))
 
 
 def _running_backward() -> int | None:
@@ -519,7 +556,7 @@ def _will_run(node: Any) -> bool:
     return node is not None and torch._C._will_engine_execute_node(node)
 
 
-def _may_record(module: nn.Module) -> bool:
+def may_record(module: nn.Module) -> bool:
     """Whether the module reports its gradients, or could be a cell run by ``unroll``."""
     if isinstance(module, Recordable | nn.RNNCellBase):
         return True

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnngrad import bptt
+from rnngrad.bptt_clip import BPTTClip, RunClip, clip_of, running
 from rnngrad.kernels.interface import Walk
 from rnngrad.recurrence import Recurrence
 
@@ -34,6 +35,10 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
     recompute_segments = 1
     """Parts of the sequence that the backward runs forward once more, one at a time, before it goes
     back through them: only the states between them are kept. 1 keeps everything, √T least."""
+
+    bptt_clip: BPTTClip | None = None
+    """Clips the error at every step of its way back; see ``rnngrad.bptt_clip``. ``None`` leaves it
+    exact."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Runs the layer over time; arguments, shapes and errors are torch.nn's."""
@@ -145,17 +150,19 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
         )
         tensors = (x, *states, *([None] if len(states) == 1 else []), w_ih, w_hh, b_ih, b_hh, w_hr)
         differentiable = any(t is not None and t.requires_grad for t in tensors)
+        clip = clip_of(self)
         call = bptt.open_call(
             self,
             suffix,
             differentiable=differentiable,
+            clips=clip is not None,
             beyond=None if walk.lengths is None else walk.beyond(),
             columns=columns,
         )
         sentinel = None if call is None else call.sentinel
         keep = differentiable and torch.is_grad_enabled()
         output, h_n, c_n, *_ = Recurrence.run(
-            self.mode, walk, self.recompute_segments, keep, call, *tensors, sentinel
+            self.mode, walk, self.recompute_segments, clip, keep, call, *tensors, sentinel
         )
         if call is not None:
             call.expect(output, walk.steps, states)
@@ -265,6 +272,8 @@ def convert(model: Module) -> Module:
 def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
     """Runs a cell over time, through autograd: the one loop for every cell without a kernel.
 
+    A module's attribute ``bptt_clip`` says how its error is clipped on the way back.
+
     Args:
         cell: A module called as torch.nn.LSTMCell or RNNCell is: ``cell(x_t, state)`` returns
             ``h``, or ``(h, c)``; ``state`` is ``None`` at the first step unless given here. For
@@ -278,7 +287,8 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
 
     Raises:
         TypeError: The cell returns something else, or a ``c_t`` that cannot be recorded.
-        RuntimeError: The cell changes in place a state that it has returned.
+        RuntimeError: The cell changes in place a state that it has returned; or its pre-activations
+            are to be clipped, which it does not show.
         ValueError: There is no time step; or, under ``record(weight=True)``, no trainable
             parameter ``weight_hh``.
 
@@ -289,30 +299,42 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
     """
     if len(x) == 0:
         raise ValueError("unroll: x has no time steps; its shape is [T, B, I]")
-    call = bptt.open_unrolled(cell) if isinstance(cell, torch.nn.Module) else None
+    rows = clip_of(cell)
+    call = None
+    if isinstance(cell, torch.nn.Module):
+        call = bptt.open_unrolled(cell, clips=rows is not None)
+    clip = None if rows is None else RunClip(rows, call)
     if x.device.type != "cpu" or x.dim() == 2:
-        cell = _without_fused_steps(cell, recorded=call is not None)
+        watched = call is not None or (clip is not None and clip.total)
+        cell = _without_fused_steps(cell, watched)
     hidden: list[Tensor] = []
     memory: list[Tensor] = []
     versions: list[int | None] = []
     given = _as_tuple(state)  # kept alive: identities are compared below
     seen = {id(tensor) for tensor in given}
     takes_time = getattr(cell, "takes_time", False)
-    for t in range(len(x)):
-        arguments = (x[t], state, t) if takes_time else (x[t], state)
-        if call is not None and call.wants_weight:
-            state = _step_watching_weight(cell, arguments, call, t)
-        else:
-            state = cell(*arguments)
-        state = _own_tensors(cell, state, seen)
-        h, *c = state if isinstance(state, tuple) else (state,)
-        versions += [_version(part) for part in (h, *c)]
-        hidden.append(h)
-        memory += c
-        if call is not None:
-            call.watch("hidden", t, h)
-            if c:
-                call.watch("cell", t, c[0])
+    with running(clip):
+        for t in range(len(x)):
+            entering = state if clip is None else clip.enter(t, state)
+            given_now = {id(part) for part in _as_tuple(entering)}
+            arguments = (x[t], entering, t) if takes_time else (x[t], entering)
+            if call is not None and call.wants_weight:
+                state = _step_watching_weight(cell, arguments, call, t)
+            else:
+                state = cell(*arguments)
+            state = _own_tensors(cell, state, seen, given_now)
+            if clip is not None:
+                clip.leave(state)
+            h, *c = state if isinstance(state, tuple) else (state,)
+            versions += [_version(part) for part in (h, *c)]
+            hidden.append(h)
+            memory += c
+            if call is not None:
+                call.watch("hidden", t, h)
+                if c:
+                    call.watch("cell", t, c[0])
+    if clip is not None:
+        clip.close(cell)
     returned = zip(hidden, memory, strict=True) if memory else zip(hidden, strict=True)
     if versions != [_version(part) for parts in returned for part in parts]:
         raise RuntimeError(
@@ -335,8 +357,15 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _own_tensors(cell: Any, state: Any, seen: set[int]) -> State:
-    """The state as tensors that nothing else is or was, so that each has a gradient of its own."""
+def _own_tensors(cell: Any, state: Any, seen: set[int], entering: set[int]) -> State:
+    """The state as tensors that nothing else is or was, so that each has a gradient of its own.
+
+    Args:
+        cell: For the error's text.
+        state: What the cell has returned.
+        seen: Identities of all earlier states, which are alive; these are added.
+        entering: Identities of the state that the cell was given.
+    """
     parts = state if isinstance(state, tuple) else (state,)
     if len(parts) > 2 or not parts or not all(isinstance(part, Tensor) for part in parts):
         kinds = ", ".join(type(part).__name__ for part in parts)
@@ -346,7 +375,7 @@ def _own_tensors(cell: Any, state: Any, seen: set[int]) -> State:
         )
     own = []
     for part in reversed(parts):  # c first: if h is the same tensor, h is its alias
-        if id(part) in seen or (part.is_leaf and part.requires_grad):
+        if id(part) in seen or id(part) in entering or (part.is_leaf and part.requires_grad):
             part = part.view_as(part)
         seen.add(id(part))
         own.append(part)
@@ -371,7 +400,7 @@ def _step_watching_weight(
     return torch.func.functional_call(cell, {"weight_hh": alias}, arguments)
 
 
-def _without_fused_steps(cell: Any, recorded: bool) -> Any:
+def _without_fused_steps(cell: Any, watched: bool) -> Any:
     """torch.nn.LSTMCell as its equation.
 
     Fused on a GPU, or given an unbatched sequence, torch's step hands out a ``c_t`` that is not
@@ -383,11 +412,12 @@ def _without_fused_steps(cell: Any, recorded: bool) -> Any:
         equation = LSTMCell.__new__(LSTMCell)
         equation.__dict__ = cell.__dict__
         return equation
-    inside = cell.modules() if recorded else ()
+    inside = cell.modules() if watched else ()
     if any(isinstance(m, torch.nn.LSTMCell) and not isinstance(m, LSTMCell) for m in inside):
         raise TypeError(
             f"unroll: on a GPU or unbatched, the torch.nn.LSTMCell in {type(cell).__name__} gives "
-            "a c_t whose gradient cannot be recorded; use rnngrad.cells.LSTMCell in its place"
+            "a c_t whose gradient cannot be recorded or clipped; use rnngrad.cells.LSTMCell in its "
+            "place"
         )
     return cell
 

@@ -21,12 +21,17 @@ def norms(vectors: Tensor) -> Tensor:
     """
     if vectors.device.type == "mps":  # has no float64
         vectors = vectors.cpu()
+    return norms_on_device(vectors).cpu()
+
+
+def norms_on_device(vectors: Tensor) -> Tensor:
+    """``norms`` on the vectors' own device, so that nothing waits for it; not on mps."""
     if vectors.dtype == torch.float64:
         scale = _scale(vectors, (-1,))
         norm: Tensor = torch.linalg.vector_norm(vectors / scale, dim=-1) * scale.squeeze(-1)
     else:  # the square of any float32 fits into a float64
         norm = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
-    return norm.cpu()
+    return norm
 
 
 def weight_norms(alpha: Tensor, predecessors: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from rnngrad.kernels.interface import (
     Wanted,
     Weights,
 )
+from rnngrad.kernels.rowclip import RowClip
 
 
 class Recurrence(torch.autograd.Function):
@@ -40,6 +41,7 @@ class Recurrence(torch.autograd.Function):
         mode: str,
         walk: Walk,
         segments: int,
+        clip: RowClip | None,
         keep: bool,
         call: bptt.Call | None,
         x: Tensor,
@@ -62,7 +64,7 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        mode, ctx.walk, ctx.segments, _, ctx.call, x, _, _, *weights, _ = inputs
+        mode, ctx.walk, ctx.segments, ctx.clip, _, ctx.call, x, _, _, *weights, _ = inputs
         ctx.kernel = kernel_for(mode, x, projected=weights[-1] is not None)
         saved = output[3:]
         ctx.mark_non_differentiable(*saved)
@@ -74,16 +76,16 @@ class Recurrence(torch.autograd.Function):
         info: Any, in_dims: tuple[int | None, ...], *inputs: Any
     ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
         """Several runs at once, as by ``torch.vmap`` over stacked weights: the axis ``R``."""
-        mode, walk, segments, _, call, *tensors, sentinel = inputs
+        mode, walk, segments, clip, _, call, *tensors, sentinel = inputs
         # inside torch.vmap a tensor does not say whether it requires a gradient
-        options = (mode, walk, segments, torch.is_grad_enabled(), call)
+        options = (mode, walk, segments, clip, torch.is_grad_enabled(), call)
         stacked: list[Any] = [
             tensor
             if tensor is None
             else tensor.expand(info.batch_size, *tensor.shape)
             if dim is None
             else tensor.movedim(dim, 0)
-            for tensor, dim in zip(tensors, in_dims[5:-1], strict=True)
+            for tensor, dim in zip(tensors, in_dims[6:-1], strict=True)
         ]
         x, apply = stacked[0], cast(Any, Recurrence.apply)
         if x.dim() > 4:
@@ -128,11 +130,11 @@ class Recurrence(torch.autograd.Function):
         backward = ctx.kernel.backward
         if ctx.segments > 1:
             backward = partial(_backward_in_segments, ctx.kernel, ctx.segments)
-        back = backward(ctx.walk, x, w, tuple(saved), Incoming(*grads[:3]), wanted)
+        back = backward(ctx.walk, x, w, tuple(saved), Incoming(*grads[:3]), wanted, ctx.clip)
         if record and back.recording is not None:
             call.fill(back.recording)  # type: ignore[union-attr]
         return (
-            *(None,) * 5,
+            *(None,) * 6,
             back.x,
             back.h_0 if h_needs else None,
             back.c_0 if c_needs else None,
@@ -177,6 +179,7 @@ def _backward_in_segments(
     first: tuple[Tensor, ...],
     incoming: Incoming,
     wanted: Wanted,
+    clip: RowClip | None,
 ) -> Gradients:
     """Each part once more forward, now saving, and then back; the last part first.
 
@@ -204,6 +207,7 @@ def _backward_in_segments(
                 carried_c,
             ),
             wanted,
+            clip,
         )
         carried_h, carried_c = back.h_0, back.c_0
         if grad_x is not None and back.x is not None:
@@ -230,7 +234,7 @@ def _backward_in_segments(
 
 def _joined(recordings: list[Recording]) -> Recording:
     """Recordings of successive parts as one."""
-    axes = (-2, -2, -2, -1, -3, -3)  # of time, in the order of the fields
+    axes = (-2, -2, -2, -1, -3, -3, -2)  # of time, in the order of the fields
     joined: list[Any] = [
         None if values[0] is None else torch.cat(values, axis)
         for values, axis in zip(zip(*recordings, strict=True), axes, strict=True)

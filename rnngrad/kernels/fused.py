@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from array import array
 from functools import lru_cache
 from typing import Any
@@ -23,6 +24,7 @@ from rnngrad.kernels.interface import (
     Weights,
 )
 from rnngrad.kernels.product import product_kernel
+from rnngrad.kernels.rowclip import RowClip
 from rnngrad.kernels.vector import REGISTER_BYTES
 from rnngrad.norms import weight_norms
 
@@ -92,6 +94,7 @@ class FusedKernel:
         saved: tuple[Tensor, ...],
         incoming: Incoming,
         wanted: Wanted,
+        clip: RowClip | None = None,
     ) -> Gradients:
         cell = self._cell
         threads, hs, *rest = saved
@@ -127,11 +130,14 @@ class FusedKernel:
         hh = x.new_zeros(slices, cell.gates * hidden, hidden) if wanted.hh else None
         ih = x.new_zeros(slices, cell.blocks * hidden, inputs + 1) if wanted.ih else None
         norms: tuple[Tensor | None, ...] = (None, None, None)
+        clipped = None
         if wanted.norms:
             count = 2 if cs is None else 3
             make = torch.empty if walk.lengths is None else torch.zeros
             norms = make(count, *lead, steps, batch, dtype=torch.float64).unbind(0)
             norms = norms if cs is not None else (*norms, None)
+            if clip is not None:
+                clipped = make(*lead, steps, batch, dtype=torch.float64)
         hidden_grad = cell_grad = alpha = before = None
         if wanted.full:
             hidden_grad = x.new_zeros(*lead, steps, batch, hidden)
@@ -167,12 +173,16 @@ class FusedKernel:
                 loops.CELL_GRAD: cell_grad,
                 loops.ALPHA: alpha,
                 loops.BEFORE: before,
+                loops.CLIPPED: clipped,
             },
+            clip,
         )
         recording = None
         if norms[0] is not None and norms[1] is not None:
             weight = None if alpha is None or before is None else weight_norms(alpha, before)
-            recording = Recording(norms[0], norms[1], norms[2], weight, hidden_grad, cell_grad)
+            recording = Recording(
+                norms[0], norms[1], norms[2], weight, hidden_grad, cell_grad, clipped
+            )
         hh, ih = _over_slices(hh, lead), _over_slices(ih, lead)
         grads: tuple[Tensor | None, ...] = (None, None, None)
         if ih is not None:
@@ -201,6 +211,7 @@ class FusedKernel:
         w: Weights,
         keep: bool,
         tensors: dict[int, Tensor | None],
+        clip: RowClip | None = None,
     ) -> None:
         """Fills in the arguments that both ways share, and goes."""
         x = x if x.stride(-1) == 1 and not x.is_neg() else _plain(x)
@@ -219,11 +230,18 @@ class FusedKernel:
         a[loops.X_RUN] = strides[0] * size if len(strides) == 4 else 0
         a[loops.X_STEP], a[loops.X_ROW] = strides[-3] * size, strides[-2] * size
         a[loops.KEPT] = keep
+        code = way
+        if clip is not None:
+            code = "backward with clipping"
+            a[loops.CLIP_SITE] = loops.SITES.index(clip.site)
+            a[loops.CLIP_BY_NORM] = clip.kind == "norm"
+            at = clip.threshold if clip.kind == "norm" else clip.limit(x.dtype)
+            (a[loops.CLIP_AT],) = struct.unpack("q", struct.pack("d", at))
         for place, tensor in (*tensors.items(), *zip(_SHARED, (x, *w[:4], lengths), strict=True)):
             if tensor is not None:
                 a[place] = tensor.data_ptr()
         arguments = array("q", a)
-        native.run(self._compiled(x.dtype, way), arguments.buffer_info()[0], plan.threads)
+        native.run(self._compiled(x.dtype, code), arguments.buffer_info()[0], plan.threads)
 
     def _check(
         self, x: Tensor, hidden: int, w: Weights, *states: tuple[str, Tensor | None]
@@ -250,9 +268,13 @@ class FusedKernel:
                 )
 
     def _compiled(self, dtype: torch.dtype, part: str) -> int:
-        """The address of ``product`` or of one of the two ways."""
+        """The address of ``product`` or of one of the ways."""
         if (dtype, part) not in self._code:
-            ways = {"forward": self._cell.forward, "backward": self._cell.backward}
+            ways = {
+                "forward": self._cell.forward,
+                "backward": self._cell.backward,
+                "backward with clipping": self._cell.clipped,
+            }
             function = ways.get(part, product_kernel)
             name = (
                 f"{self._mode.replace('_', ' ')} kernel, {part}"

@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from rnngrad.kernels.rowclip import RowClip
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -212,6 +214,7 @@ class Recording(NamedTuple):
     weight_norm: Tensor | None
     hidden_grad: Tensor | None
     cell_grad: Tensor | None
+    clipped: Tensor | None = None
 
 
 class Gradients(NamedTuple):
@@ -250,5 +253,6 @@ class Kernel(Protocol):
         saved: tuple[Tensor, ...],
         incoming: Incoming,
         wanted: Wanted,
+        clip: RowClip | None = None,
     ) -> Gradients:
-        """With what ``forward`` saved."""
+        """With what ``forward`` saved; rows are clipped as they arise if there is a ``clip``."""

@@ -5,10 +5,11 @@ slice through all time steps with no barrier on the way: its weights stay in tha
 step there is one small product and one pass over the cell's equations; going back, a block of steps
 at a time is turned into weight gradients while it is still in the cache.
 
-A cell gives ``ahead`` and ``back``, its equations on one vector of units, and two numbers: of its
-``gates``, and of the ``blocks`` ``[rows, H]`` that a step has. These differ in a GRU, where input
-and state meet in the last gate with a factor between them, and each has a block of its own: going
-forward the state's share of that gate is in the last block, going back the input's.
+A cell gives ``ahead`` and ``back``, its equations on one vector of units (the latter also as
+``Phases``, between which rows can be clipped), and two numbers: of its ``gates``, and of the
+``blocks`` ``[rows, H]`` that a step has. These differ in a GRU, where input and state meet in the
+last gate with a factor between them, and each has a block of its own: going forward the state's
+share of that gate is in the last block, going back the input's.
 
 A kernel has one argument, ``p``, which points to the integers named below: sizes, strides and
 addresses, in bytes; 0 is no address. ``R`` counts runs, ``S`` slices. A slice keeps what it saves
@@ -19,7 +20,7 @@ sequence.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import njit
 from numba.extending import register_jitable
@@ -27,6 +28,8 @@ from numba.extending import register_jitable
 from rnngrad.kernels.product import pack, packed_size, product
 from rnngrad.kernels.vector import (
     add_square,
+    beyond,
+    clamped,
     double_zero,
     field,
     get,
@@ -36,6 +39,8 @@ from rnngrad.kernels.vector import (
     load,
     put,
     put_double,
+    real,
+    scaled,
     store,
     take,
     total,
@@ -62,9 +67,13 @@ from rnngrad.kernels.vector import (
     GRAD_X, GRAD_H_0, GRAD_C_0, GRAD_HH, GRAD_IH,
     # the recording: norms [R, T, B] in float64; in full [R, T, B, .]
     HIDDEN_NORM, DIRECT_NORM, CELL_NORM, HIDDEN_GRAD, CELL_GRAD, ALPHA, BEFORE,
+    # clipping: one of SITES; whether by norm; the threshold, a float64; clipped fraction [R, T, B]
+    CLIP_SITE, CLIP_BY_NORM, CLIP_AT, CLIPPED,
     COUNT,
-) = range(47)  # fmt: skip
+) = range(51)  # fmt: skip
 
+SITES = ("preact", "state", "carry")
+PREACT, STATE, CARRY = range(3)
 ALIGN = 64
 
 
@@ -311,8 +320,173 @@ def forward(gates: int, blocks: int, ahead: Any) -> Any:
     return _over_slices(run_slice)
 
 
+class Phases(NamedTuple):
+    """A cell's equations on the way back, in the order in which its gradients arise.
+
+    What one of them leaves in memory may be clipped before the next one reads it there. Each has
+    the arguments of ``back``.
+
+    Args:
+        cell: From ``∂L/∂h_t`` to ``∂L/∂c_t``.
+        gates: From these two to the gates.
+        rest: To the gates that others lie behind.
+        first: Blocks that ``gates`` completes, ``(first, after the last)``.
+        second: Blocks that ``rest`` completes.
+    """
+
+    cell: Any
+    gates: Any
+    rest: Any
+    first: tuple[int, int]
+    second: tuple[int, int] = (0, 0)
+
+
+@njit(forceinline=True)
+def total_gradient(p, count, j, e, carry_h):
+    """``∂L/∂h_t``: what arrives from outside and what is carried."""
+    return load(p, e + j, count) + load(p, carry_h + j, count)
+
+
+@njit(forceinline=True)
+def nothing(p, count, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha):
+    """A phase that a cell does not have."""
+
+
+@njit(forceinline=True)
+def _arrive(p, count, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha):
+    store(delta + j, count, total_gradient(p, count, j, e, carry_h))
+
+
+def _over_units(equations: Any) -> Any:
+    """Equations on ``units`` units, ``j`` bytes from the beginning of every block."""
+
+    @njit(forceinline=True)
+    def every_unit(
+        p, units, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha
+    ):  # fmt: skip
+        size, step = itemsize(p), lanes(p)
+        full = units - units % step
+        for k in range(0, full, step):
+            equations(
+                p, step, j + k * size, span, a, h_prev, h, c_prev, c,
+                e, carry_h, carry_c, delta, cell, alpha,
+            )  # fmt: skip
+        if full < units:
+            equations(
+                p, units - full, j + full * size, span, a, h_prev, h, c_prev, c,
+                e, carry_h, carry_c, delta, cell, alpha,
+            )  # fmt: skip
+
+    return every_unit
+
+
+@njit
+def _clip(p, row):
+    """Clips a row in place; see ``rowclip``. How many entries were clipped, or 1 for the row."""
+    size, step, count, limit = itemsize(p), lanes(p), field(p, HIDDEN), real(p, CLIP_AT)
+    if field(p, CLIP_BY_NORM) != 0:
+        norm = _norm(p, row, count)
+        if not limit < norm < math.inf:
+            return 0
+        for j in range(0, count, step):
+            x = load(p, row + j * size, count - j)
+            store(row + j * size, count - j, scaled(x, norm, limit))
+        return 1
+    clipped = 0
+    for j in range(0, count, step):
+        x = load(p, row + j * size, count - j)
+        clipped += beyond(x, limit)
+        store(row + j * size, count - j, clamped(x, limit))
+    return clipped
+
+
+@njit
+def _report(p, spot, clipped, rows):
+    """Records what fraction was clipped of so many rows."""
+    if field(p, CLIPPED) != 0:
+        things = rows if field(p, CLIP_BY_NORM) != 0 else rows * field(p, HIDDEN)
+        put_double(field(p, CLIPPED) + spot, clipped / things)
+
+
 def backward(gates: int, blocks: int, back: Any) -> Any:
     """The way back of a cell."""
+    every_unit = _over_units(back)
+
+    @njit(forceinline=True)
+    def step_back(
+        p, n, spots, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha
+    ):  # fmt: skip
+        every_unit(
+            p, n * field(p, HIDDEN), 0, span, a, h_prev, h, c_prev, c,
+            e, carry_h, carry_c, delta, cell, alpha,
+        )  # fmt: skip
+
+    @njit(forceinline=True)
+    def leave(p, n, spots, carry_h, carry_c):
+        return
+
+    return _through_time(gates, blocks, step_back, leave)
+
+
+def clipped_backward(gates: int, blocks: int, phases: Phases) -> Any:
+    """The way back of a cell whose rows are clipped as they arise."""
+    to_state, to_cell = _over_units(_arrive), _over_units(phases.cell)
+    to_gates, to_rest = _over_units(phases.gates), _over_units(phases.rest)
+    first, after_first = phases.first
+    second, after_second = phases.second
+
+    @njit
+    def step_back(
+        p, n, spots, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha
+    ):  # fmt: skip
+        hidden, site, has_cell = field(p, HIDDEN), field(p, CLIP_SITE), field(p, CS) != 0
+        for b in range(n):
+            j, clipped = b * hidden * itemsize(p), 0
+            to_state(
+                p, hidden, j, span, a, h_prev, h, c_prev, c,
+                e, carry_h, carry_c, delta, cell, alpha,
+            )  # fmt: skip
+            if site == STATE:
+                clipped += _clip(p, delta + j)
+            to_cell(
+                p, hidden, j, span, a, h_prev, h, c_prev, c,
+                e, carry_h, carry_c, delta, cell, alpha,
+            )  # fmt: skip
+            if site == STATE and has_cell:
+                clipped += _clip(p, cell + j)
+            to_gates(
+                p, hidden, j, span, a, h_prev, h, c_prev, c,
+                e, carry_h, carry_c, delta, cell, alpha,
+            )  # fmt: skip
+            if site == PREACT:
+                for block in range(first, after_first):
+                    clipped += _clip(p, alpha + block * span + j)
+            to_rest(
+                p, hidden, j, span, a, h_prev, h, c_prev, c,
+                e, carry_h, carry_c, delta, cell, alpha,
+            )  # fmt: skip
+            if site == PREACT:
+                for block in range(second, after_second):
+                    clipped += _clip(p, alpha + block * span + j)
+                _report(p, spots + b * 8, clipped, gates)
+            elif site == STATE:
+                _report(p, spots + b * 8, clipped, 2 if has_cell else 1)
+
+    @njit
+    def leave(p, n, spots, carry_h, carry_c):
+        if field(p, CLIP_SITE) == CARRY:
+            row, has_cell = field(p, HIDDEN) * itemsize(p), field(p, CS) != 0
+            for b in range(n):
+                clipped = _clip(p, carry_h + b * row)
+                if has_cell:
+                    clipped += _clip(p, carry_c + b * row)
+                _report(p, spots + b * 8, clipped, 2 if has_cell else 1)
+
+    return _through_time(gates, blocks, step_back, leave)
+
+
+def _through_time(gates: int, blocks: int, step_back: Any, leave: Any) -> Any:
+    """The way back, given a step's equations and what is done to that which leaves the step."""
 
     @njit
     def run_slice(p, index):
@@ -376,24 +550,18 @@ def backward(gates: int, blocks: int, back: Any) -> Any:
                 c_prev, c = cs + s * span, cs + (s + 1) * span
                 a = kept + s * blocks * span
                 alpha = alphas + (s - low) * blocks * span
-                units, step = n * hidden, lanes(p)
-                full = units - units % step
-                for j in range(0, full, step):
-                    back(
-                        p, step, j * size, span, a, h_prev, h, c_prev, c,
-                        e, carry_h, carry_c, delta, cell, alpha,
-                    )  # fmt: skip
-                if full < units:
-                    back(
-                        p, units - full, full * size, span, a, h_prev, h, c_prev, c,
-                        e, carry_h, carry_c, delta, cell, alpha,
-                    )  # fmt: skip
+                spots = ((run * steps + t) * batch + first) * 8
+                step_back(
+                    p, n, spots, span, a, h_prev, h, c_prev, c,
+                    e, carry_h, carry_c, delta, cell, alpha,
+                )  # fmt: skip
                 # the state's own share, as a GRU has, is waiting in the carry
                 begin, begin_row = (zeros, 0) if blocks == gates else (carry_h, row)
                 product(
                     p, n, hidden, hidden, gates, alpha, row, size, span,
                     w_hh, 0, 0, 1, begin, begin_row, carry_h, row,
                 )  # fmt: skip
+                leave(p, n, spots, carry_h, carry_c)
                 if field(p, GRAD_X) != 0:
                     grad_x = field(p, GRAD_X) + ((run * steps + t) * batch + first) * inputs * size
                     for q in range(gates):
@@ -404,9 +572,8 @@ def backward(gates: int, blocks: int, back: Any) -> Any:
                             w_ih + q * part, 0, 0, 1, begin, begin_row, grad_x, inputs * size,
                         )  # fmt: skip
                 if field(p, HIDDEN_NORM) != 0:
-                    norms = ((run * steps + t) * batch + first) * 8
                     for b in range(n):
-                        spot = norms + b * 8
+                        spot = spots + b * 8
                         put_double(field(p, HIDDEN_NORM) + spot, _norm(p, delta + b * row, hidden))
                         arrived = 0.0 if e == zeros else _norm(p, e + b * row, hidden)
                         put_double(field(p, DIRECT_NORM) + spot, arrived)

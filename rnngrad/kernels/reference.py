@@ -28,7 +28,10 @@ from rnngrad.kernels.interface import (
     Wanted,
     Weights,
 )
+from rnngrad.kernels.rowclip import RowClip, Site
 from rnngrad.norms import norms, weight_norms
+
+_SITES: tuple[Site, ...] = ("state", "preact", "carry")
 
 
 class _Saved(NamedTuple):
@@ -67,6 +70,40 @@ class _Back(NamedTuple):
     c_0: Tensor | None
 
 
+class _Clipping:
+    """Clips what arises at one site, and counts.
+
+    Args:
+        clip: What to do.
+        walk: In what order.
+        like: ``[T, B, ·]``.
+    """
+
+    def __init__(self, clip: RowClip | None, walk: Walk, like: Tensor) -> None:
+        self._clip = clip
+        counts = like.shape[: 2 if clip is not None else 0]
+        self._counts = torch.zeros(counts, dtype=torch.int64, device=like.device)
+        self._rows = [] if clip is None else walk.rows(self._counts)
+
+    def at(self, site: Site) -> bool:
+        """Whether this is where to clip."""
+        return self._clip is not None and self._clip.site == site
+
+    def __call__(self, step: int, *gradients: Tensor) -> None:
+        """Clips the rows ``[n, H]``, or ``[n, gates, H]``, of a visit in place."""
+        assert self._clip is not None
+        for rows in gradients:
+            clipped, counts = self._clip(rows)
+            rows.copy_(clipped)
+            self._rows[step] += counts.flatten(1).sum(1) if counts.dim() > 1 else counts
+
+    def fraction(self, *sizes: int) -> Tensor | None:
+        """Of rows of these sizes, which each step has: how much was clipped ``[T, B]``."""
+        if self._clip is None:
+            return None
+        return self._counts.cpu().double() / sum(map(self._clip.count, sizes))
+
+
 class _Steps(Protocol):
     """The recurrence of one kind of cell."""
 
@@ -86,6 +123,7 @@ class _Steps(Protocol):
         direct: Tensor,
         carry_h: Tensor,
         carry_c: Tensor | None,
+        clip: _Clipping,
     ) -> _Back:
         """Takes ``e [T, B, P]`` back through time, and what is carried, which is overwritten."""
 
@@ -118,6 +156,7 @@ class _RNN:
         direct: Tensor,
         carry_h: Tensor,
         carry_c: Tensor | None,
+        clip: _Clipping,
     ) -> _Back:
         gates, hs, *_ = saved
         h = walk.after(hs)
@@ -128,13 +167,20 @@ class _RNN:
         steps = zip(
             *map(walk.rows, (direct, factor, delta, alpha)), walk.every(carry_h), strict=True
         )
-        for e, f, d, a, r in reversed(list(steps)):
+        at_state, at_preact, at_carry = map(clip.at, _SITES)
+        for s, (e, f, d, a, r) in reversed(list(enumerate(steps))):
             torch.add(e, r, out=d)
+            if at_state:
+                clip(s, d)
             if self.relu:
                 torch.where(f, zero, d, out=a)
             else:
                 torch.mul(d, f, out=a)
+            if at_preact:
+                clip(s, a)
             torch.mm(a, w.hh, out=r)
+            if at_carry:
+                clip(s, r)
         return _Back(alpha, alpha, delta, None, carry_h, None)
 
 
@@ -176,6 +222,7 @@ class _LSTM:
         direct: Tensor,
         carry_h: Tensor,
         carry_c: Tensor | None,
+        clip: _Clipping,
     ) -> _Back:
         gates, hs, cs, _ = saved
         assert cs is not None and carry_c is not None
@@ -201,14 +248,23 @@ class _LSTM:
             walk.every(carry_c),
             strict=True,
         )
-        for e, d, dc, a, a_ifg, a_o, tt, f_t, rh, rc in reversed(list(steps)):
+        at_state, at_preact, at_carry = map(clip.at, _SITES)
+        for s, (e, d, dc, a, a_ifg, a_o, tt, f_t, rh, rc) in reversed(list(enumerate(steps))):
             torch.add(e, rh, out=d)
+            if at_state:
+                clip(s, d)
             dm = d if w.hr is None else d @ w.hr
             torch.addcmul(rc, dm, tt, out=dc)
+            if at_state:
+                clip(s, dc)
             a_ifg.mul_(dc.unsqueeze(-2))
             a_o.mul_(dm)
+            if at_preact:
+                clip(s, a.unflatten(-1, (4, -1)))
             torch.mul(dc, f_t, out=rc)
             torch.mm(a, w.hh, out=rh)
+            if at_carry:
+                clip(s, rh, rc)
         walk.clear(alpha)
         return _Back(alpha, alpha, delta, cell, carry_h, carry_c)
 
@@ -248,26 +304,47 @@ class _GRU:
         direct: Tensor,
         carry_h: Tensor,
         carry_c: Tensor | None,
+        clip: _Clipping,
     ) -> _Back:
         gates, hs, _, extra = saved
         assert extra is not None
         r, z, n = gates.chunk(3, -1)
         to_n = (1 - z) * (1 - n * n)
-        to_r = to_n * extra * r * (1 - r)
+        # to r, and to the state's share of n, the way leads through n's pre-activation: where that
+        # is clipped, these factors are of its own gradient d_n, else of δ as all others are
+        at_state, at_preact, at_carry = map(clip.at, _SITES)
+        d_n = to_n if at_preact else None
+        through_n = to_n if d_n is None else torch.ones_like(to_n)
+        to_r = through_n * extra * r * (1 - r)
         to_z = (walk.before(hs) - n) * z * (1 - z)
         # as in the LSTM: factors first, products in place
-        alpha = torch.cat([to_r, to_z, to_n * r], -1)
+        alpha = torch.cat([to_r, to_z, through_n * r], -1)
         gated = alpha.unflatten(-1, (3, -1))
         delta = torch.zeros_like(n)
         steps = zip(
             *map(walk.rows, (direct, delta, alpha, gated, z)), walk.every(carry_h), strict=True
         )
-        for e, d, a, a_gated, z_t, rest in reversed(list(steps)):
+        n_steps = [None] * walk.steps if d_n is None else walk.rows(d_n)
+        for s, (e, d, a, a_gated, z_t, rest) in reversed(list(enumerate(steps))):
             torch.add(e, rest, out=d)
-            a_gated.mul_(d.unsqueeze(-2))
+            if at_state:
+                clip(s, d)
+            if (dn := n_steps[s]) is None:
+                a_gated.mul_(d.unsqueeze(-2))
+            else:
+                clip(s, dn.mul_(d))
+                a_gated[:, 1].mul_(d)
+                a_gated[:, ::2].mul_(dn.unsqueeze(-2))
+                clip(s, a_gated[:, :2])
             torch.addmm(d * z_t, a, w.hh, out=rest)
+            if at_carry:
+                clip(s, rest)
         walk.clear(alpha)
-        alpha_input = torch.cat([alpha[..., : -n.shape[-1]], delta * to_n], -1)
+        if d_n is None:
+            d_n = delta * to_n
+        else:
+            walk.clear(d_n)
+        alpha_input = torch.cat([alpha[..., : -n.shape[-1]], d_n], -1)
         return _Back(alpha_input, alpha, delta, None, carry_h, None)
 
 
@@ -310,6 +387,7 @@ class ReferenceKernel:
         saved: tuple[Tensor, ...],
         incoming: Incoming,
         wanted: Wanted,
+        clip: RowClip | None = None,
     ) -> Gradients:
         gates, hs, *rest = saved
         is_lstm = isinstance(self._steps, _LSTM)
@@ -321,7 +399,12 @@ class ReferenceKernel:
         with torch.autocast(x.device.type, enabled=False):
             carry_h = _sum(hs[0], incoming.carried_h)
             carry_c = None if cs is None else _sum(cs[0], incoming.carried_c, incoming.c_n)
-            back = self._steps.backward(walk, w, kept, direct, carry_h, carry_c)
+            clipping = _Clipping(clip, walk, gates)
+            back = self._steps.backward(walk, w, kept, direct, carry_h, carry_c, clipping)
+            width = hs.shape[-1] if w.hr is None else w.hr.shape[1]
+            states = (hs.shape[-1],) if cs is None else (hs.shape[-1], width)
+            by_gate = (width,) * (gates.shape[-1] // width)
+            clipped = clipping.fraction(*(by_gate if clipping.at("preact") else states))
             # one product each, over all steps and rows at once
             input, recurrent = back.input.flatten(0, 1), back.recurrent.flatten(0, 1)
             grad_hr = None
@@ -341,7 +424,7 @@ class ReferenceKernel:
                 b_ih=input.sum(0) if wanted.ih and w.b_ih is not None else None,
                 b_hh=recurrent.sum(0) if wanted.ih and w.b_hh is not None else None,
                 hr=grad_hr,
-                recording=_record(wanted, back, direct, before) if wanted.norms else None,
+                recording=_record(wanted, back, direct, before, clipped) if wanted.norms else None,
             )
 
 
@@ -354,7 +437,9 @@ def _sum(like: Tensor, *terms: Tensor | None) -> Tensor:
     return value
 
 
-def _record(wanted: Wanted, back: _Back, direct: Tensor, before: Tensor) -> Recording:
+def _record(
+    wanted: Wanted, back: _Back, direct: Tensor, before: Tensor, clipped: Tensor | None
+) -> Recording:
     return Recording(
         hidden_norm=norms(back.hidden),
         direct_norm=norms(direct),
@@ -362,4 +447,5 @@ def _record(wanted: Wanted, back: _Back, direct: Tensor, before: Tensor) -> Reco
         weight_norm=weight_norms(back.recurrent, before) if wanted.weight else None,
         hidden_grad=back.hidden if wanted.full else None,
         cell_grad=back.cell if wanted.full else None,
+        clipped=clipped,
     )

@@ -291,6 +291,18 @@ def field(typing: Any, p: Any, index: Any) -> Any:
 
 
 @intrinsic
+def real(typing: Any, p: Any, index: Any) -> Any:
+    """Field number ``index``, read as a float64."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        numbers = builder.bitcast(args[0], ir.DoubleType().as_pointer())
+        number = context.cast(builder, args[1], index, types.int64)
+        return builder.load(builder.gep(numbers, [number]))
+
+    return types.float64(p, index), lower
+
+
+@intrinsic
 def integer(typing: Any, address: Any) -> Any:
     """The 64-bit integer at ``address``."""
 
@@ -389,6 +401,50 @@ def unless_negative(typing: Any, x: Any, value: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[1])
 
     return value(x, value), lower
+
+
+@intrinsic
+def clamped(typing: Any, x: Any, limit: Any) -> Any:
+    """``x`` in ``[-limit, limit]``, which is rounded to the type of ``x``; NaN stays NaN."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        emit = _emitter(builder, x)
+        high = emit.splat(context.cast(builder, args[1], limit, x.dtype))
+        low = builder.fneg(high)
+        value = builder.select(builder.fcmp_ordered(">", args[0], high), high, args[0])
+        return builder.select(builder.fcmp_ordered("<", value, low), low, value)
+
+    return x(x, limit), lower
+
+
+@intrinsic
+def beyond(typing: Any, x: Any, limit: Any) -> Any:
+    """How many entries ``clamped`` would change."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        emit = _emitter(builder, x)
+        high = emit.splat(context.cast(builder, args[1], limit, x.dtype))
+        magnitude = builder.call(
+            emit.function(f"llvm.fabs.{emit.name}", emit.type, emit.type), [args[0]]
+        )
+        mask = builder.fcmp_ordered(">", magnitude, high)
+        return builder.zext(builder.ctpop(builder.bitcast(mask, ir.IntType(x.lanes))), I64)
+
+    return types.int64(x, limit), lower
+
+
+@intrinsic
+def scaled(typing: Any, x: Any, norm: Any, to: Any) -> Any:
+    """``x / norm · to`` in float64, rounded to the type of ``x`` at the end."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = Emitter(builder, types.float64, x.lanes)
+        narrow = x.dtype is not types.float64
+        value = builder.fpext(args[0], wide.type) if narrow else args[0]
+        value = builder.fmul(builder.fdiv(value, wide.splat(args[1])), wide.splat(args[2]))
+        return builder.fptrunc(value, _emitter(builder, x).type) if narrow else value
+
+    return x(x, types.float64, types.float64), lower
 
 
 @intrinsic
