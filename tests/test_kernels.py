@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numba.core.dispatcher import Dispatcher
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -23,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rnngrad.bptt import Tape, record
 from rnngrad.kernels import fused, kernel_for, memory, native, reference_only
+from rnngrad.kernels.cells import CELLS
 from rnngrad.nn import GRU, LSTM, RNN
 
 LAYERS: dict[str, Any] = {
@@ -454,10 +457,10 @@ def test_segments_must_be_a_positive_integer(count: Any) -> None:
 # --- compilation
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parent.parent)
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-c", code, *arguments],
         env=os.environ | {"PYTHONPATH": root} | environment,
         capture_output=True,
         text=True,
@@ -479,6 +482,58 @@ def test_only_the_cell_in_use_is_compiled_once_and_it_says_so(tmp_path: Path) ->
     ]
     assert all(line.endswith(" s") for line in lines)
     assert second.stderr == ""
+
+
+def compiled_parts(function: Any) -> Iterator[Any]:
+    """The functions that a kernel is compiled from, down to the last one."""
+    cells = [c.cell_contents for c in function.__closure__ or ()]
+    for value in [*cells, *(function.__globals__.get(n) for n in function.__code__.co_names)]:
+        if isinstance(value, Dispatcher):
+            yield value.py_func
+            yield from compiled_parts(value.py_func)
+
+
+def contents(function: Any) -> Any:
+    """What a function does: its code, and that of the functions it was made with."""
+    cells = [c.cell_contents for c in function.__closure__ or ()]
+    inner = [contents(c.py_func) if isinstance(c, Dispatcher) else c for c in cells]
+    return function.__code__, inner
+
+
+def test_no_two_functions_of_the_kernels_have_one_name_and_different_code() -> None:
+    """Code that two processes have kept would be linked under one symbol."""
+    found: dict[tuple[str, str], Any] = {}
+    for cell in CELLS.values():
+        for kernel in (cell.forward, cell.backward, cell.clipped):
+            for part in compiled_parts(kernel):
+                name = part.__module__, part.__qualname__
+                assert found.setdefault(name, contents(part)) == contents(part), name
+    assert len(found) > 50
+
+
+ALONE = """
+import sys, torch, rnngrad.nn as n
+x = torch.linspace(-1, 1, 24).view(4, 2, 3)
+for mode in sys.argv[1:]:
+    torch.manual_seed(0)
+    kind, _, phi = mode.partition("_")
+    layer = getattr(n, kind)(3, 5, **{"nonlinearity": phi} if phi else {})
+    layer(x)[0].sum().backward()
+    print([p.grad.tolist() for p in layer.parameters()])
+"""
+
+
+@pytest.mark.slow
+def test_kernels_that_several_processes_have_compiled_do_not_mix(tmp_path: Path) -> None:
+    modes = ("RNN_tanh", "RNN_relu", "GRU", "LSTM")
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    ahead = ALONE.replace("for mode", "torch.set_grad_enabled(False)\nfor mode")
+    run_python(
+        ahead.replace("(x)[0].sum().backward()", "(x)").partition("    print")[0], *modes, **cache
+    )
+    alone = [run_python(ALONE, mode, **cache).stdout for mode in modes]
+    together = run_python(ALONE, *modes, **cache)
+    assert together.stdout == "".join(alone) and together.stderr == ""
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
