@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from rnngrad.bptt import Tape, record
+from rnngrad.bptt_clip import BPTT_CLIPS, install
 from rnngrad.kernels import fused, kernel_for, memory, native, reference_only
 from rnngrad.kernels.cells import CELLS
 from rnngrad.nn import GRU, LSTM, RNN
@@ -389,6 +390,139 @@ def test_without_openmp_a_pool_does_the_same(
     monkeypatch.setattr(native, "_openmp", lambda: None)
     found = everything(layer, x)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+# --- clipping inside back-propagation
+
+RULES = [(site, kind) for site in ("preact", "state", "carry") for kind in ("value", "norm")]
+
+
+def clip_in(layer: Any, site: str, kind: str, threshold: float) -> None:
+    key = {"value": "clip_value", "norm": "max_norm"}[kind]
+    install(layer, BPTT_CLIPS.default(kind, site=site, **{key: threshold}))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    name=st.sampled_from(sorted(LAYERS)),
+    rule=st.sampled_from(RULES),
+    threshold=st.floats(-12, 3).map(lambda exponent: 10**exponent),
+    steps=st.integers(1, 8),
+    batch=st.integers(1, 9),
+    hidden=st.integers(1, 40),
+    threads=st.integers(1, 3),
+    data=st.data(),
+)
+def test_clipped_at_any_threshold_and_size_they_agree(
+    name: str,
+    rule: tuple[str, str],
+    threshold: float,
+    steps: int,
+    batch: int,
+    hidden: int,
+    threads: int,
+    data: st.DataObject,
+) -> None:
+    torch.manual_seed(0)
+    lengths = data.draw(st.none() | st.lists(st.integers(1, steps), min_size=batch, max_size=batch))
+    layer = LAYERS[name](2, hidden, bidirectional=True, dtype=torch.float64)
+    clip_in(layer, *rule, threshold)
+    x = torch.randn(max(lengths or [steps]), batch, 2, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "SERIAL_WORK", 0)
+        torch.set_num_threads(threads)
+        ours = everything(layer, x, lengths, full=True, weight=True)
+        torch.set_num_threads(1)
+    with reference_only():
+        theirs = everything(layer, x, lengths, full=True, weight=True)
+    assert "l0.clipped" in ours
+    assert_agree(ours, theirs, 1e-10)
+
+
+@pytest.mark.parametrize("rule", RULES, ids="-".join)
+@pytest.mark.parametrize(("name", "norm"), [("lstm", 0.6), ("gru", 2.0)])
+def test_clipped_in_float32_they_agree(name: str, norm: float, rule: tuple[str, str]) -> None:
+    torch.manual_seed(0)
+    layer = LAYERS[name](3, 37)
+    clip_in(layer, *rule, 0.03 if rule[1] == "value" else norm)
+    x = torch.randn(9, 5, 3)
+    ours = everything(layer, x)
+    with reference_only():
+        theirs = everything(layer, x)
+    assert 0 < ours["l0.clipped"].mean() < 1
+    assert_agree(ours, theirs, 1e-4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(LAYERS)),
+    rule=st.sampled_from(RULES),
+    values=st.dictionaries(
+        st.integers(0, 4 * 2 * 3 - 1),
+        st.sampled_from([math.nan, math.inf, -math.inf, 1e200, -1e300, 1e-200, 5e-324, 0.0]),
+        max_size=3,
+    ),
+    threshold=st.sampled_from([1e-200, 1e-3, 1.0, 1e200]),
+)
+def test_clipped_special_gradients_come_out_as_from_the_reference_path(
+    name: str, rule: tuple[str, str], values: dict[int, float], threshold: float
+) -> None:
+    # where finite numbers overflow on the way, infinity or NaN is a matter of the order of a sum
+    assume(rule[1] == "norm" or threshold < 1e100 or not any(map(math.isinf, values.values())))
+    torch.manual_seed(1)
+    layer = LAYERS[name](2, 3, dtype=torch.float64)
+    clip_in(layer, *rule, threshold)
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
+    arriving = torch.randn(4, 2, 3, dtype=torch.float64)
+    for place, value in values.items():
+        arriving.view(-1)[place] = value
+    found = []
+    for path in (nullcontext, reference_only):
+        layer.zero_grad()
+        with path(), record(layer, full=True) as tape:
+            layer(x)[0].backward(arriving)
+        found.append({name: p.grad for name, p in layer.named_parameters()} | records(tape))
+    assert_agree(found[0], found[1], 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-30, 1e30, 1e-200, 1e200])
+@pytest.mark.parametrize("path", [nullcontext, reference_only])
+def test_rows_whose_squares_leave_the_range_are_scaled_to_the_norm(
+    dtype: torch.dtype, size: float, path: Any
+) -> None:
+    if not 0 < torch.tensor(size, dtype=dtype).item() < math.inf:
+        pytest.skip("not a number of this type")
+    layer = LSTM(1, 4, dtype=dtype)
+    clip_in(layer, "state", "norm", size)
+    with path(), record(layer, full=True) as tape:
+        (layer(torch.ones(1, 1, 1, dtype=dtype))[0] * (3 * size)).sum().backward()
+    assert tape["l0"].hidden_norm.item() == pytest.approx(size, rel=1e-6)
+    torch.testing.assert_close(
+        tape["l0"].hidden_grad, torch.full((1, 1, 4), size / 2, dtype=dtype), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("path", [nullcontext, reference_only])
+@pytest.mark.parametrize("rule", RULES, ids="-".join)
+def test_clipped_runs_under_vmap_are_the_single_runs(path: Any, rule: tuple[str, str]) -> None:
+    torch.manual_seed(0)
+    runs = [LSTM(3, 4, dtype=torch.float64) for _ in range(3)]
+    for run in runs:
+        clip_in(run, *rule, 0.3)
+    weights, _ = torch.func.stack_module_state(runs)
+    x = torch.randn(3, 5, 2, 3, dtype=torch.float64)
+    with path():
+        outputs = torch.vmap(lambda w, x: torch.func.functional_call(runs[0], w, (x,))[0])(
+            weights, x
+        )
+        outputs.square().sum().backward()
+        for r, run in enumerate(runs):
+            run(x[r])[0].square().sum().backward()
+            for name, parameter in run.named_parameters():
+                grad = weights[name].grad
+                assert grad is not None
+                torch.testing.assert_close(grad[r], parameter.grad, rtol=1e-12, atol=1e-12)
 
 
 # --- several runs at once
