@@ -113,6 +113,7 @@ def job(config: DictConfig) -> float:
 
 def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
     """Exit code and objective of a run whose configuration and directory were checked."""
+    from rnngrad.clipping import ClipAudit, Clipper
     from rnngrad.config import experiment, load_plugins
     from rnngrad.model import build_model
     from rnngrad.tracking import Tracker
@@ -129,16 +130,21 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
             return DONE, done["eval_loss"]
         general, trainer = spec.general, spec.trainer
         model = build_model(
-            spec.cell, spec.task, spec.init, general.seed, trainer.recompute_segments
+            spec.cell,
+            spec.task,
+            spec.init,
+            general.seed,
+            trainer.recompute_segments,
+            spec.bptt_clip,
         ).to(general.device)
-        optimizer = spec.optim.build(model.parameters())
-        tracker = Tracker(directory, chance)
+        named = list(model.named_parameters())
+        tracker = Tracker(directory, chance, spec.task.time_steps, spec.columns)
         with tracker, _noticing_signals() as received:
             result = train(
                 model,
                 spec.task,
-                optimizer,
-                spec.clip,
+                spec.optim.build(model.parameters()),
+                Clipper(spec.clip, named),
                 tracker,
                 seed=general.seed,
                 steps=trainer.steps,
@@ -147,6 +153,12 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
                 eval_size=trainer.eval_size,
                 log_every=trainer.log_every,
                 stop_when_solved=trainer.stop_when_solved,
+                eval_lengths=trainer.eval_lengths,
+                tbptt=trainer.tbptt,
+                regularizer=spec.regularizer,
+                nonlinearity=spec.nonlinearity,
+                audit=ClipAudit(spec.audited, named) if spec.audited else None,
+                learning_rate=lambda step: spec.optim.learning_rate(step, trainer.steps),
                 should_stop=lambda: bool(received),
             )
             tracker.finish(result)

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +31,14 @@ from tqdm import tqdm
 from rnngrad import __version__, rivals
 from rnngrad.bptt import record
 from rnngrad.cells import CELLS
-from rnngrad.clipping import CLIPS
+from rnngrad.clipping import CLIPS, Clipper
 from rnngrad.init import INITS
 from rnngrad.model import build_model
 from rnngrad.nn import GRU, LSTM, RNN
 from rnngrad.optim import OPTIMS
-from rnngrad.parts import COUNT
 from rnngrad.report import bench_figure
 from rnngrad.rivals import Step
-from rnngrad.task import TASKS, Task, training_generator
+from rnngrad.task import TASKS, Task
 
 LAYERS: dict[str, tuple[Any, Any]] = {
     "RNN": (RNN, nn.RNN),
@@ -226,58 +225,22 @@ def sgemm() -> float:
     return float(2 * 1024**3 / statistics.median(taken))
 
 
-@dataclass(frozen=True)
-class Order(Task):
-    """Like temporal order (Hochreiter & Schmidhuber 1997, 6a): one label at the end, four classes.
-
-    Args:
-        length: ``T``.
-    """
-
-    input_size: ClassVar[int] = 8
-    output_size: ClassVar[int] = 4
-    last_step_only: ClassVar[bool] = True
-
-    length: Annotated[int, COUNT]
-
-    def batch(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        symbols = torch.randint(6, (self.length, batch_size), generator=generator)
-        which = torch.randint(2, (2, batch_size), generator=generator)
-        symbols[self.length // 10], symbols[self.length // 2] = 6 + which[0], 6 + which[1]
-        return nn.functional.one_hot(symbols, 8).float(), 2 * which[0] + which[1]
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Fraction of right labels."""
-        return (outputs.argmax(-1) == targets).float().mean()
-
-    @property
-    def chance_loss(self) -> float:
-        return math.log(4)
-
-    def solved(self, loss: float, accuracy: float) -> bool:
-        """Every label right."""
-        return accuracy == 1
-
-
 def training_step(kind: str, task: Task, batch_size: int, hidden: int) -> Step:
     """One step of ``rnngrad.training.train``, recorded, without the files."""
     cell = CELLS.default(kind.lower(), hidden_size=hidden)
     model = build_model(cell, task, INITS.default("torch"), seed=0)
     optimizer = OPTIMS.default("adam").build(model.parameters())
-    clip, parameters, done = CLIPS.default("norm", max_norm=1.0), list(model.parameters()), [0]
+    clip = Clipper(CLIPS.default("norm", max_norm=1.0), model.named_parameters())
+    done = [0]
 
     def step() -> float:
         done[0] += 1
-        inputs, targets = task.batch(batch_size, training_generator(0, done[0]))
+        inputs, targets, _ = task.training_batch(0, done[0], batch_size)
         optimizer.zero_grad()
         with record(model):
-            loss = task.loss(model(inputs), targets)
+            loss = task.loss(model(inputs).outputs, targets)
             loss.backward()
-        clip(parameters)
+        clip()
         optimizer.step()
         return loss.item()
 
@@ -293,7 +256,7 @@ def step_table(seconds: float) -> Table:
     tasks = {
         "adding T=100 H=128": (TASKS.default("adding", length=100), 128),
         "copy T=100 H=80": (TASKS.default("copy", length=80), 80),
-        "order T=125 H=50": (Order(125), 50),
+        "order T=125 H=50": (TASKS.default("temporal_order", length=125), 50),
     }
     for name, (task, hidden) in tasks.items():
         for kind, (_, theirs) in LAYERS.items():

@@ -5,35 +5,81 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any
 
 import torch
 
+from rnngrad.bptt_clip import BPTT_CLIPS, BPTTClip
 from rnngrad.cells import CELLS, CellPart
+from rnngrad.cells.rnn import RNNPart
 from rnngrad.clipping import CLIPS, Clip
 from rnngrad.init import INITS, Init
+from rnngrad.model import build_model
 from rnngrad.optim import OPTIMS, Optim
 from rnngrad.parts import COUNT, MISSING, InputError, Interval, Part, Registry, build, unknown_key
+from rnngrad.regularization import REGULARIZERS, SLOPES, Regularizer, recurrent_weights
 from rnngrad.task import TASKS, Task
 
 REGISTRIES: dict[str, Registry[Any]] = {
-    registry.group: registry for registry in (TASKS, CELLS, INITS, CLIPS, OPTIMS)
+    registry.group: registry
+    for registry in (TASKS, CELLS, INITS, CLIPS, BPTT_CLIPS, REGULARIZERS, OPTIMS)
 }
 
 
 @dataclass(frozen=True)
 class Trainer(Part):
-    """The keys of conf/trainer; ``rnngrad.training.train`` says what they mean."""
+    """How long and how to train, and what to watch.
+
+    Args:
+        steps: Updates at most.
+        batch_size: ``B``.
+        eval_every: Evaluate after every so many updates, and after the last.
+        eval_size: Sequences in an evaluation, the same for every seed.
+        eval_lengths: Evaluate at these lengths of the task as well.
+        log_every: Log metrics, and record gradients, every so many updates.
+        stop_when_solved: End at the first evaluation that meets the task's rule.
+        tbptt_k1: Steps from one way back to the next in truncated back-propagation through time;
+            ``null``: ``tbptt_k2``.
+        tbptt_k2: Steps that each way goes back; ``null``, or at least the sequence's length, is all
+            of back-propagation.
+        recompute_segments: Parts of the sequence that are run again on the way back, to save
+            memory.
+        clip_audit: Clip rules, by name or as ``{name: NAME, KEY: VALUE}``, that are shown every
+            gradient and change none: how often and how hard would each have clipped?
+    """
 
     steps: Annotated[int, COUNT]
     batch_size: Annotated[int, COUNT]
     eval_every: Annotated[int, COUNT]
     eval_size: Annotated[int, COUNT]
+    eval_lengths: tuple[Annotated[int, COUNT], ...]
     log_every: Annotated[int, COUNT]
     stop_when_solved: bool
+    tbptt_k1: Annotated[int, COUNT] | None
+    tbptt_k2: Annotated[int, COUNT] | None
     recompute_segments: Annotated[int, COUNT]
+    clip_audit: tuple[str | dict, ...]  # type: ignore[type-arg]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tbptt_k1 is not None and self.tbptt_k2 is None:
+            raise InputError("tbptt_k1", self.tbptt_k1, "needs trainer.tbptt_k2 as well")
+        if self.tbptt_k1 is not None and self.tbptt_k2 is not None:
+            if self.tbptt_k1 > self.tbptt_k2:
+                raise InputError(
+                    "tbptt_k1",
+                    self.tbptt_k1,
+                    f"must be at most trainer.tbptt_k2, which is {self.tbptt_k2}",
+                )
+
+    @property
+    def tbptt(self) -> tuple[int, int] | None:
+        """``(k1, k2)``, if the way back is to be truncated."""
+        return None if self.tbptt_k2 is None else (self.tbptt_k1 or self.tbptt_k2, self.tbptt_k2)
 
 
 @dataclass(frozen=True)
@@ -63,10 +109,103 @@ class Experiment:
     cell: CellPart
     init: Init
     clip: Clip
+    bptt_clip: BPTTClip
+    regularizer: Regularizer
     optim: Optim
     trainer: Trainer
     general: General
     names: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        """Checks what no part can check alone.
+
+        Raises:
+            InputError: Two parts do not go together.
+        """
+        task, cell, trainer, name = self.task, self.cell, self.trainer, self.names["cell"]
+        if not task.reads_out and cell.hidden_size != task.output_size:
+            raise InputError(
+                "cell.hidden_size",
+                cell.hidden_size,
+                f"must be {task.output_size}, as task={self.names['task']} has no read-out",
+            )
+        if trainer.recompute_segments > 1 and not cell.recomputes:
+            raise InputError(
+                "trainer.recompute_segments",
+                trainer.recompute_segments,
+                f"must be 1, as cell={name} is run step by step by autograd",
+            )
+        # a small one: which weights there are, and whether a scheme can fill them, is the same
+        model = build_model(replace(cell, hidden_size=3, num_layers=1), task, self.init, 0)
+        if trainer.tbptt is not None and any("running_mean" in n for n, _ in model.named_buffers()):
+            raise InputError(
+                "trainer.tbptt_k2",
+                trainer.tbptt_k2,
+                f"must be null, as cell={name} has statistics of its own for each time step",
+            )
+        names = [parameter for parameter, _ in model.named_parameters()]
+        try:
+            self.clip.check(names)
+        except InputError as error:
+            raise error.under("clip") from None
+        for rule in self.audited.values():
+            with _of_the_audit():
+                rule.check(names)
+        if self.regularizer.needs_gradients:
+            if cell.num_layers > 1 or self.nonlinearity not in SLOPES:
+                raise InputError(
+                    "regularizer.name",
+                    self.names["regularizer"],
+                    f"is defined for one layer of cell=rnn with {', '.join(SLOPES)}",
+                )
+        elif self.names["regularizer"] != "none" and not list(recurrent_weights(model.rnn)):
+            raise InputError(
+                "regularizer.name",
+                self.names["regularizer"],
+                f"needs a recurrent weight matrix that is a parameter, which cell={name} has not",
+            )
+        for length in trainer.eval_lengths:
+            try:
+                task.at_length(length)
+            except InputError as error:
+                raise InputError("trainer.eval_lengths", length, error.allowed) from None
+
+    @property
+    def nonlinearity(self) -> str | None:
+        """That of a vanilla RNN."""
+        return self.cell.nonlinearity if isinstance(self.cell, RNNPart) else None
+
+    @cached_property
+    def audited(self) -> dict[str, Clip]:
+        """The rules of ``trainer.clip_audit`` by label: their name, and what is not its default."""
+        rules: dict[str, Clip] = {}
+        for entry in self.trainer.clip_audit:
+            settings = {"name": entry} if isinstance(entry, str) else entry
+            name = settings.get("name")
+            if not isinstance(name, str) or name not in CLIPS:
+                allowed = f"must name one of {', '.join(sorted(CLIPS))}"
+                raise InputError("trainer.clip_audit", name or entry, allowed)
+            changes = {key: value for key, value in settings.items() if key != "name"}
+            label = "_".join([name, *(f"{key}_{value}" for key, value in changes.items())])
+            if label in rules:
+                raise InputError("trainer.clip_audit", label, "stands there twice")
+            with _of_the_audit():
+                rules[label] = CLIPS.default(name, **changes)
+        return rules
+
+    @property
+    def columns(self) -> list[str]:
+        """Of metrics.csv, beside those that every run has."""
+        lengths = [
+            f"eval_{score}_at_{length}"
+            for length in self.trainer.eval_lengths
+            for score in ("loss", "accuracy")
+        ]
+        return lengths + [
+            f"audit_{label}_{quantity}"
+            for label in self.audited
+            for quantity in ("clipped", "coef")
+        ]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -102,23 +241,25 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     if not isinstance(trainer, Mapping):
         raise InputError("trainer", MISSING, "is missing; give trainer=default")
     checked = build(Trainer, trainer, "trainer")
-    if checked.recompute_segments > 1 and not parts["cell"].recomputes:
-        raise InputError(
-            "trainer.recompute_segments",
-            checked.recompute_segments,
-            f"must be 1, as cell={config['cell']['name']} is run step by step by autograd",
-        )
-    general = {key: config[key] for key in General.__dataclass_fields__ if key in config}
+    for key in General.__dataclass_fields__:
+        if key not in config:  # deleted on the command line
+            raise InputError(key, MISSING, "is missing")
+    return Experiment(
+        **parts,
+        trainer=checked,
+        general=General(**{key: config[key] for key in General.__dataclass_fields__}),
+        names={group: config[group]["name"] for group in REGISTRIES},
+    )
+
+
+@contextmanager
+def _of_the_audit() -> Iterator[None]:
+    """Inside, an error of a clip rule is one of ``trainer.clip_audit``."""
     try:
-        return Experiment(
-            **parts,
-            trainer=checked,
-            general=General(**general),
-            names={group: config[group]["name"] for group in REGISTRIES},
-        )
-    except TypeError:  # a key of General was deleted on the command line
-        (missing, *_) = set(General.__dataclass_fields__) - set(general)
-        raise InputError(missing, MISSING, "is missing") from None
+        yield
+    except InputError as error:
+        key = error.key.removeprefix("clip.")
+        raise InputError(f"trainer.clip_audit.{key}", error.value, error.allowed) from None
 
 
 def load_plugins(config: Mapping[str, Any], overrides: Iterable[str]) -> None:

@@ -95,7 +95,7 @@ class Part:
                 object.__setattr__(self, field.name, _coerce(hints[field.name], value))
             except ValueError:
                 raise InputError(
-                    field.name, value, f"must be {_allowed(hints[field.name])}"
+                    field.name, value, f"must be {in_words(hints[field.name])}"
                 ) from None
 
 
@@ -203,7 +203,11 @@ def _coerce(hint: Any, value: Any) -> Any:
             raise ValueError
         return value
     if origin is tuple:
-        if not isinstance(value, list | tuple) or len(value) != len(args):
+        if not isinstance(value, list | tuple):
+            raise ValueError
+        if args[1:] == (...,):
+            return tuple(_coerce(args[0], v) for v in value)
+        if len(value) != len(args):
             raise ValueError
         return tuple(_coerce(item, v) for item, v in zip(args, value, strict=True))
     if isinstance(value, bool) != (hint is bool):
@@ -219,21 +223,29 @@ def _coerce(hint: Any, value: Any) -> Any:
     return value
 
 
-def _allowed(hint: Any) -> str:
+def in_words(hint: Any) -> str:
     """What ``hint`` admits, in words."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        kind = _allowed(args[0])
+        kind = in_words(args[0])
         if args[0] is float and any(interval.finite for interval in args[1:]):
             kind = "a finite number"
         return " ".join([kind, *map(str, args[1:])]).strip()
     if origin in (Union, types.UnionType):
-        return " or ".join(_allowed(choice) for choice in args)
+        return " or ".join(in_words(choice) for choice in args)
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
+    if origin is tuple and args[1:] == (...,):
+        return f"a list [A,B,...] of which each is {in_words(args[0])}"
     if origin is tuple:
-        return f"[{', '.join(_allowed(item) for item in args)}]"
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+        return f"[{', '.join(in_words(item) for item in args)}]"
+    words: dict[Any, str] = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        dict: "a mapping {KEY: VALUE}",
+    }
     return words.get(hint, "null")
 
 

@@ -33,8 +33,13 @@ COLUMNS = (
     "grad_norm_post",
     "clip_coef",
     "clipped",
+    "clip_threshold",
+    "skipped",
+    "lr",
+    "penalty",
 )
-"""Of metrics.csv."""
+"""Of every metrics.csv; after them stand, where a run has them, ``eval_loss_at_<length>`` and
+``eval_accuracy_at_<length>``, ``audit_<rule>_clipped`` and ``audit_<rule>_coef``."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,6 +54,8 @@ class LayerHistory:
         direct: The same of what arrives from outside the layer's own recurrence.
         hidden_mean: ``log10`` of the batch mean of ``‖∂L/∂h_t‖₂``.
         cell: As ``hidden``, of ``‖∂L/∂c_t‖₂``; ``None`` without cell state.
+        clipped: With ``bptt_clip``, the fraction clipped at each step ``[S, T]``, the batch's mean:
+            all norms are then of the error as it was clipped on its way. ``None`` without.
     """
 
     step: npt.NDArray[np.int64]
@@ -56,12 +63,14 @@ class LayerHistory:
     direct: Floats
     hidden_mean: Floats
     cell: Floats | None
+    clipped: Floats | None = None
 
 
 class Run:
     """Reads a run directory, also while the run is going on.
 
-    All norms are of the gradient before clipping; ``-inf`` stands where a norm is exactly 0.
+    All norms are of the gradient before a clip rule (``clip``) sees it; ``-inf`` stands where a
+    norm is exactly 0.
 
     Args:
         path: The directory.
@@ -94,16 +103,17 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, npt.NDArray[Any]]:
-        """Columns of metrics.csv, float64 (NaN: empty) but for int64 ``step`` and ``clipped``."""
+        """Columns of metrics.csv: float64 (NaN: empty); steps and yes-or-no columns int64."""
         path = self.path / METRICS
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut off by a crash is not there
-        rows = list(csv.DictReader(lines))
+        reader = csv.DictReader(lines)
+        rows = list(reader)
         return {
             column: np.array([float(row[column] or "nan") for row in rows]).astype(
-                np.int64 if column in ("step", "clipped") else np.float64
+                np.int64 if column.endswith(("step", "clipped", "skipped")) else np.float64
             )
-            for column in COLUMNS
+            for column in reader.fieldnames or COLUMNS
         }
 
     @property
@@ -130,6 +140,7 @@ class Run:
                 direct=fields[layer, "direct"],
                 hidden_mean=fields[layer, "hidden_mean"],
                 cell=fields.get((layer, "cell")),
+                clipped=fields.get((layer, "clipped")),
             )
             for layer in layout["layers"]
         }
@@ -158,6 +169,8 @@ def table(runs: Iterable[Run]) -> str:
         first, last = "-", "-"
         if forward := [layer for layer in run.bptt if not layer.endswith("_reverse")]:
             profile = run.bptt[forward[-1]].hidden[-1]
+            there = ~np.isnan(profile)  # a shorter sequence has NaN beyond its end
+            profile = profile[there] if there.any() else profile
             first, last = (f"{10.0**exponent:.1e}" for exponent in (profile[0], profile[-1]))
         clipped = "-" if s["clip_fraction"] is None else f"{100 * s['clip_fraction']:.0f} %"
         numbers = (_number(s[key]) for key in ("loss", "eval_loss", "chance_loss"))

@@ -10,8 +10,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.tensorboard import SummaryWriter
 
 from rnngrad import __version__
-from rnngrad.bptt import LayerRecord, Tape
+from rnngrad.bptt import LayerRecord
 from rnngrad.model import layer_key
 from rnngrad.norms import log10_mean, log10_rms
 from rnngrad.runs import BPTT, BPTT_LAYOUT, COLUMNS, METRICS, SUMMARY, Floats, Run
@@ -36,8 +36,26 @@ TAGS = {
     "grad_norm_post": "grad_norm/post_clip",
     "clip_coef": "clip/coef",
     "clipped": "clip/clipped",
+    "clip_threshold": "clip/threshold",
+    "skipped": "clip/skipped",
+    "lr": "optim/lr",
+    "penalty": "loss/penalty",
 }
-"""TensorBoard's tag of each column of metrics.csv."""
+
+
+def tag(column: str) -> str:
+    """TensorBoard's tag of a column of metrics.csv.
+
+    >>> tag("grad_norm_pre"), tag("eval_loss_at_200"), tag("audit_agc_coef")
+    ('grad_norm/pre_clip', 'loss/eval_at_200', 'clip_audit_coef/agc')
+    """
+    kind, _, length = column.partition("_at_")
+    if length:
+        return f"{TAGS[kind]}_at_{length}"
+    if column.startswith("audit_"):
+        label, _, quantity = column.removeprefix("audit_").rpartition("_")
+        return f"clip_audit_{quantity}/{label}"
+    return TAGS[column]
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,9 @@ class Result:
         eval_accuracy: Likewise.
         solved_at: Updates done at the first evaluation that met the task's rule.
         clip_fraction: Of all updates.
+        skip_fraction: Of all updates, those that a clip rule has left out.
+        eval_at: ``loss`` and ``accuracy`` of the last evaluation at other lengths, by length.
+        clip_audit: How often and how hard each audited rule would have clipped, by rule.
         reason: What went wrong, and where.
     """
 
@@ -62,6 +83,9 @@ class Result:
     eval_accuracy: float | None
     solved_at: int | None
     clip_fraction: float
+    skip_fraction: float = 0.0
+    eval_at: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    clip_audit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     reason: str | None = None
 
 
@@ -71,12 +95,21 @@ class Tracker:
     Args:
         directory: Of the run; files of an earlier attempt are replaced.
         chance_loss: The task's.
+        time_steps: ``T`` of the longest sequence: shorter ones are recorded with NaN at the end.
+        columns: Of metrics.csv, beside those that every run has.
 
     Leaving its ``with`` block closes the files; a run that was not finished by then has failed.
     """
 
-    def __init__(self, directory: str | Path, chance_loss: float) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        chance_loss: float,
+        time_steps: int,
+        columns: Sequence[str] = (),
+    ) -> None:
         self.directory = Path(directory)
+        self._time_steps = time_steps
         self._summary: dict[str, Any] = {
             "status": "running",
             "steps": 0,
@@ -86,6 +119,9 @@ class Tracker:
             "chance_loss": chance_loss,
             "solved_at": None,
             "clip_fraction": None,
+            "skip_fraction": None,
+            "eval_at": {},
+            "clip_audit": {},
             "verdict": None,
             "reason": None,
             "rnngrad": __version__,
@@ -94,7 +130,7 @@ class Tracker:
         self._clear()
         self._write_summary()
         self._metrics: IO[str] = (self.directory / METRICS).open("w", encoding="utf-8", newline="")
-        self._csv = csv.DictWriter(self._metrics, COLUMNS, lineterminator="\n")
+        self._csv = csv.DictWriter(self._metrics, [*COLUMNS, *columns], lineterminator="\n")
         self._csv.writeheader()
         self._bptt = (self.directory / BPTT).open("wb")
         self._layout: dict[str, Any] | None = None
@@ -102,20 +138,25 @@ class Tracker:
         self._clock = (0, time.perf_counter())
         self._drawn = 0
 
-    def log(self, row: Mapping[str, float], tape: Tape | None) -> None:
+    def log(self, row: Mapping[str, float], records: Mapping[str, LayerRecord]) -> None:
         """One row of metrics.csv, and the recorded gradients if there are any."""
         step = int(row["step"])
         self._csv.writerow(row)
         self._metrics.flush()
-        for column, tag in TAGS.items():
-            if column in row:
-                self._board.add_scalar(tag, row[column], step)
+        for column, value in row.items():
+            if column != "step":
+                self._board.add_scalar(tag(column), value, step)
         last_step, last_time = self._clock
         self._clock = (step, time.perf_counter())
         milliseconds = 1e3 * (self._clock[1] - last_time) / max(1, step - last_step)
         self._board.add_scalar("time/step(ms)", milliseconds, step)
-        if tape is not None:
-            self._append({layer_key(name): profile(tape[name]) for name in tape}, step)
+        if records:
+            profiles = {layer_key(name): profile(layer) for name, layer in records.items()}
+            self._append(profiles, step)
+            for key, kinds in profiles.items():
+                if "clipped" in kinds:
+                    fraction = float(np.nanmean(kinds["clipped"]))
+                    self._board.add_scalar(f"bptt_clip/{key}", fraction, step)
         if "eval_loss" in row:
             self._draw(step)
 
@@ -145,13 +186,13 @@ class Tracker:
         rows = [values for kinds in profiles.values() for values in kinds.values()]
         layers = {layer: list(kinds) for layer, kinds in profiles.items()}
         if self._layout is None:
-            self._layout = {"T": max(map(len, rows)), "layers": layers}
+            self._layout = {"T": self._time_steps, "layers": layers}
             _replace(self.directory / BPTT_LAYOUT, json.dumps(self._layout))
         width = self._layout["T"]
         if layers != self._layout["layers"] or any(len(row) > width for row in rows):
             raise ValueError(
                 f"step {step}: recorded {layers} over {max(map(len, rows))} time steps, but the "
-                f"first step had {self._layout['layers']} over {width}"
+                f"run has {self._layout['layers']} over {width}"
             )
         # shorter sequences end in NaN, so that every record has the same length
         padded = [np.pad(row, (0, width - len(row)), constant_values=np.nan) for row in rows]
@@ -164,10 +205,11 @@ class Tracker:
             return
         self._drawn = step
         for layer, history in Run(self.directory).bptt.items():
+            when = "before clipping" if history.clipped is None else "as clipped at every t"
             for kind, values in (("hidden", history.hidden), ("cell", history.cell)):
                 if values is not None and len(values):
                     symbol = "h" if kind == "hidden" else "c"
-                    title = f"{layer}: log10 |dL/d{symbol}_t|, RMS over the batch, before clipping"
+                    title = f"{layer}: log10 |dL/d{symbol}_t|, RMS over the batch, {when}"
                     image = heatmap(history.step, values, title)
                     tag = f"bptt_{kind}_pre_clip/{layer}"
                     self._board.add_image(tag, image, step, dataformats="HWC")
@@ -179,15 +221,12 @@ class Tracker:
                 path.unlink()
 
     def _write_summary(self) -> None:
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in self._summary.items()
-        }
-        _replace(self.directory / SUMMARY, json.dumps(finite, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(_finite(self._summary), indent=2, allow_nan=False)
+        _replace(self.directory / SUMMARY, text + "\n")
 
 
 def profile(layer: LayerRecord) -> dict[str, Floats]:
-    """One record as what is kept of it: ``log10`` over the batch, ``[T]`` each."""
+    """One record as what is kept of it, ``[T]`` each: ``log10`` over the batch; fractions."""
     kinds = {
         "hidden": log10_rms(layer.hidden_norm).numpy(),
         "direct": log10_rms(layer.direct_norm).numpy(),
@@ -195,6 +234,8 @@ def profile(layer: LayerRecord) -> dict[str, Floats]:
     }
     if layer.cell_norm is not None:
         kinds["cell"] = log10_rms(layer.cell_norm).numpy()
+    if layer.clipped is not None:
+        kinds["clipped"] = layer.clipped.mean(1).numpy()
     return kinds
 
 
@@ -209,7 +250,8 @@ def heatmap(
     """A field ``[S, T]`` as a picture with axes and a colour bar, for TensorBoard.
 
     The colour range is fixed, so that runs can be compared; what lies under it has its darkest
-    colour, an exact 0 (``-inf``) is black, and NaN and ``+inf`` are red.
+    colour, an exact 0 (``-inf``) is black, and NaN and ``+inf`` are red. Grey is beyond the end of
+    a sequence that is shorter than others.
 
     Args:
         step: Training steps ``[S]``, from left to right.
@@ -225,7 +267,9 @@ def heatmap(
     columns = np.linspace(0, len(step) - 1, wide).round().astype(int)
     rows = np.linspace(values.shape[1] - 1, 0, tall).round().astype(int)
     canvas = np.full((top + tall + 46, left + wide + 80, 3), 255, dtype=np.uint8)
-    canvas[top : top + tall, left : left + wide] = _colours(values[columns][:, rows].T, low, high)
+    field = _colours(values[columns][:, rows].T, low, high)
+    field[_beyond(values)[columns][:, rows].T] = 230
+    canvas[top : top + tall, left : left + wide] = field
     bar = np.linspace(high, low, tall)[:, None].repeat(14, 1)
     canvas[top : top + tall, left + wide + 16 : left + wide + 30] = _colours(bar, low, high)
     picture = Image.fromarray(canvas)
@@ -260,6 +304,19 @@ def _colours(values: Floats, low: float, high: float) -> np.ndarray[Any, Any]:
     pixels[np.isneginf(values)] = 0
     pixels[np.isnan(values) | np.isposinf(values)] = (220, 20, 20)
     return pixels
+
+
+def _beyond(values: Floats) -> np.ndarray[Any, Any]:
+    """Where a record ``[S, T]`` is NaN to its end, though not all of it."""
+    to_the_end = np.logical_and.accumulate(np.isnan(values)[:, ::-1], axis=1)[:, ::-1]
+    return to_the_end & ~to_the_end[:, :1]
+
+
+def _finite(value: Any) -> Any:
+    """With null, which JSON knows, for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _replace(path: Path, text: str) -> None:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rnngrad.bptt import Tape, record
-from rnngrad.clipping import Clip, ClipReport
-from rnngrad.model import SequenceModel
-from rnngrad.task import Task, evaluation_generator, training_generator
+from rnngrad.bptt import LayerRecord, record
+from rnngrad.clipping import ClipAudit, Clipper, ClipReport
+from rnngrad.model import Passed, SequenceModel, detached, first_rows
+from rnngrad.regularization import NoRegularizer, Regularizer
+from rnngrad.task import EVALUATION_CHUNK, Task
 from rnngrad.tracking import Result, Tracker
-
-EVALUATION_CHUNK = 100  # sequences a forward pass: bounds memory, and keeps the numbers the same
+from rnngrad.truncation import truncated_backward
 
 
 def train(
     model: SequenceModel,
     task: Task,
     optimizer: torch.optim.Optimizer,
-    clip: Clip,
+    clipper: Clipper,
     tracker: Tracker,
     *,
     seed: int,
@@ -33,6 +34,12 @@ def train(
     eval_size: int,
     log_every: int,
     stop_when_solved: bool,
+    eval_lengths: Sequence[int] = (),
+    tbptt: tuple[int, int] | None = None,
+    regularizer: Regularizer = NoRegularizer(),  # noqa: B008
+    nonlinearity: str | None = None,
+    audit: ClipAudit | None = None,
+    learning_rate: Callable[[int], float] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Trains ``model`` on fresh batches of ``task`` and tracks it.
@@ -41,7 +48,7 @@ def train(
         model: Changed in place.
         task: Gives data, loss and the rule for solved.
         optimizer: Of the model's parameters.
-        clip: Called once between backward and the optimiser's step.
+        clipper: Called once between backward and the optimiser's step.
         tracker: Is told of every logged step.
         seed: Of the data; step ``s`` trains on a pure function of ``(seed, s)``.
         steps: Updates at most.
@@ -50,6 +57,12 @@ def train(
         eval_size: Sequences in an evaluation.
         log_every: Log the first step, every so many, every evaluated one and the last.
         stop_when_solved: End at the first evaluation that meets the task's rule.
+        eval_lengths: Evaluate the task at these lengths as well.
+        tbptt: ``(k1, k2)`` of truncated back-propagation; ``None`` for all of it.
+        regularizer: Adds its gradient before clipping.
+        nonlinearity: Of a vanilla RNN, for the regulariser.
+        audit: Is shown every gradient before it is clipped.
+        learning_rate: Of each step, counted from 1; ``None`` leaves the optimiser's.
         should_stop: Asked after every update; true ends the run as interrupted.
 
     Returns:
@@ -57,52 +70,76 @@ def train(
     """
     parameters = list(model.parameters())
     device = parameters[0].device
+    elsewhere = {length: task.at_length(length) for length in eval_lengths}
+    in_full = regularizer.needs_gradients
     solved_at: int | None = None
     evaluation: dict[str, float] = {}
-    clipped = done = 0
+    clipped = skipped = done = 0
     status, reason, loss_value = "completed", None, math.nan
+    state: Any = None
     bar = tqdm(
         total=steps, desc=tracker.directory.name, unit="step", disable=None, dynamic_ncols=True
     )
     for step in range(1, steps + 1):
-        inputs, targets = (
-            tensor.to(device) for tensor in task.batch(batch_size, training_generator(seed, step))
-        )
+        batch = task.training_batch(seed, step, batch_size)
+        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
+        state = state if batch.continues else None
         evaluates = step % eval_every == 0 or step == steps
         logs = step == 1 or step % log_every == 0 or evaluates
+        if learning_rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step)
 
         for parameter in parameters:
             parameter.grad = None
-        outputs, loss_value, tape = _backward(model, task, inputs, targets, recorded=logs)
-        report = clip(parameters) if math.isfinite(loss_value) else _NO_GRADIENT
+        before = state
+        passed, loss_value, records = _backward(
+            model, task, inputs, targets, state, tbptt=tbptt, recorded=logs, in_full=in_full
+        )
+        state = detached(passed.state)
+        penalty = math.nan
+        audited: Mapping[str, ClipReport] = {}
+        report = _NO_GRADIENT
+        if math.isfinite(loss_value):
+            top = list(records.values())[-1].hidden_grad if in_full else None
+            penalty = regularizer.add_(model.rnn, passed.hidden, top, nonlinearity)
+            audited = audit() if audit is not None else {}
+            report = clipper()
         if not report.finite:
             status = "diverged"
-            reason = f"step {step}: " + locate_nonfinite(model, task, inputs, targets)
-            row = _row(step, loss_value, task.accuracy(outputs, targets).item(), report)
-            tracker.log(row, None)
+            reason = f"step {step}: " + locate_nonfinite(model, task, inputs, targets, before)
+            accuracy = task.accuracy(passed.outputs, targets).item()
+            rate = optimizer.param_groups[0]["lr"]
+            tracker.log(_row(step, loss_value, accuracy, report, penalty, rate, audited), {})
             break
-        optimizer.step()
+        if not report.skipped:
+            optimizer.step()
         done = step
         clipped += report.clipped
+        skipped += report.skipped
 
         interrupted = should_stop()
         if evaluates and not interrupted:
             evaluation = evaluate(model, task, eval_size)
+            for length, there in elsewhere.items():
+                scores = evaluate(model, there, eval_size)
+                evaluation |= {f"{name}_at_{length}": value for name, value in scores.items()}
             if solved_at is None and task.solved(evaluation["loss"], evaluation["accuracy"]):
                 solved_at = step
             if not math.isfinite(evaluation["loss"]):
                 status = "diverged"
                 reason = f"evaluation after step {step}: " + locate_nonfinite(
-                    model, task, inputs, targets
+                    model, task, inputs, targets, before
                 )
         solved = stop_when_solved and solved_at is not None
         ends = interrupted or status == "diverged" or solved or step == steps
         if logs or ends:
-            accuracy = task.accuracy(outputs, targets).item()
-            row = _row(step, loss_value, accuracy, report)
+            accuracy = task.accuracy(passed.outputs, targets).item()
+            rate = optimizer.param_groups[0]["lr"]
+            row = _row(step, loss_value, accuracy, report, penalty, rate, audited)
             if evaluates and not interrupted:
                 row |= {f"eval_{name}": value for name, value in evaluation.items()}
-            tracker.log(row, tape)
+            tracker.log(row, records if logs else {})
             bar.set_postfix(
                 loss=f"{loss_value:.4g}", accuracy=f"{accuracy:.3f}", grad=f"{report.norm_pre:.3g}"
             )
@@ -113,14 +150,23 @@ def train(
             break
     bar.close()
     return Result(
-        status,
-        done,
-        loss_value,
-        evaluation.get("loss"),
-        evaluation.get("accuracy"),
-        solved_at,
-        clipped / max(done, 1),
-        reason,
+        status=status,
+        steps=done,
+        loss=loss_value,
+        eval_loss=evaluation.get("loss"),
+        eval_accuracy=evaluation.get("accuracy"),
+        solved_at=solved_at,
+        clip_fraction=clipped / max(done, 1),
+        skip_fraction=skipped / max(done, 1),
+        eval_at={
+            str(length): {name: evaluation[f"{name}_at_{length}"] for name in ("loss", "accuracy")}
+            for length in (elsewhere if evaluation else ())
+        },
+        clip_audit={
+            label: {"clip_fraction": count.fraction, "mean_coef": count.mean_coef}
+            for label, count in ({} if audit is None else audit.counts).items()
+        },
+        reason=reason,
     )
 
 
@@ -129,18 +175,23 @@ def evaluate(model: SequenceModel, task: Task, size: int) -> dict[str, float]:
     """Mean ``loss`` and ``accuracy`` over ``size`` sequences, the same ones for every seed."""
     device = next(model.parameters()).device
     totals = {"loss": 0.0, "accuracy": 0.0}
+    training, state = model.training, None
+    model.eval()
     for index, start in enumerate(range(0, size, EVALUATION_CHUNK)):
         chunk = min(EVALUATION_CHUNK, size - start)
-        inputs, targets = (
-            tensor.to(device) for tensor in task.batch(chunk, evaluation_generator(index))
-        )
-        outputs = model(inputs)
-        totals["loss"] += chunk * task.loss(outputs, targets).item()
-        totals["accuracy"] += chunk * task.accuracy(outputs, targets).item()
+        batch = task.evaluation_batch(index, chunk)
+        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
+        passed = model(inputs, first_rows(state, chunk) if batch.continues else None)
+        state = passed.state
+        totals["loss"] += chunk * task.loss(passed.outputs, targets).item()
+        totals["accuracy"] += chunk * task.accuracy(passed.outputs, targets).item()
+    model.train(training)
     return {name: total / size for name, total in totals.items()}
 
 
-def locate_nonfinite(model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor) -> str:
+def locate_nonfinite(
+    model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor, state: Any = None
+) -> str:
     """What is not finite when this batch is run, and at which time step it first shows.
 
     Forward, the first step is the earliest; backward, the latest.
@@ -149,18 +200,17 @@ def locate_nonfinite(model: SequenceModel, task: Task, inputs: Tensor, targets: 
         if not parameter.isfinite().all():
             return f"parameter {name} is not finite"
     with torch.no_grad():
-        hidden, _ = model.rnn(inputs)
+        outputs, hidden, _ = model(inputs, state)
         where = f"hidden state of the last layer ({hidden.shape[-1]} units)"
         if (t := _first_nonfinite(hidden)) is not None:
             return f"{where} is not finite from t = {t} of {len(hidden)} on"
-        outputs = model(inputs)
         if not outputs.isfinite().all():
             return "the read-out's output is not finite while every hidden state is"
         if not (loss := task.loss(outputs, targets)).isfinite():
             return f"the loss is {loss.item()} while every output is finite"
     model.zero_grad()
     with record(model) as tape:
-        task.loss(model(inputs), targets).backward()
+        task.loss(model(inputs, state).outputs, targets).backward()
     named = [n for n, p in model.named_parameters() if p.grad is not None]
     bad = [n for n in named if not model.get_parameter(n).grad.isfinite().all()]  # type: ignore[union-attr]
     steps = []
@@ -175,21 +225,36 @@ def locate_nonfinite(model: SequenceModel, task: Task, inputs: Tensor, targets: 
 
 
 def _backward(
-    model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor, *, recorded: bool
-) -> tuple[Tensor, float, Tape | None]:
-    """Forward, and backward unless the loss is not finite: outputs, loss and record."""
-    recording = record(model) if recorded else nullcontext()
+    model: SequenceModel,
+    task: Task,
+    inputs: Tensor,
+    targets: Tensor,
+    state: Any,
+    *,
+    tbptt: tuple[int, int] | None,
+    recorded: bool,
+    in_full: bool,
+) -> tuple[Passed, float, Mapping[str, LayerRecord]]:
+    """Forward, and backward unless the loss is not finite: what came of it, loss and records."""
+    if tbptt is not None and tbptt[1] < len(inputs):
+        k1, k2 = tbptt
+        passed, loss, records = truncated_backward(
+            model, task, inputs, targets, state, k1=k1, k2=k2, recorded=recorded or in_full
+        )
+        return passed, loss.item(), records
+    recording = record(model, full=in_full) if recorded or in_full else nullcontext()
     try:
         with recording as tape:
-            outputs = model(inputs)
-            loss = task.loss(outputs, targets)
+            passed = model(inputs, state)
+            loss = task.loss(passed.outputs, targets)
             value = loss.item()
             if not math.isfinite(value):
                 raise _NonFiniteLoss
             loss.backward()
     except _NonFiniteLoss:
         tape = None
-    return outputs.detach(), value, tape
+    records = {} if tape is None else dict(tape)
+    return Passed(passed.outputs.detach(), passed.hidden.detach(), passed.state), value, records
 
 
 class _NonFiniteLoss(Exception):
@@ -199,8 +264,16 @@ class _NonFiniteLoss(Exception):
 _NO_GRADIENT = ClipReport(math.nan, math.nan, 1.0, clipped=False, finite=False)
 
 
-def _row(step: int, loss: float, accuracy: float, report: ClipReport) -> dict[str, float]:
-    return {
+def _row(
+    step: int,
+    loss: float,
+    accuracy: float,
+    report: ClipReport,
+    penalty: float,
+    rate: float,
+    audited: Mapping[str, ClipReport],
+) -> dict[str, float]:
+    row = {
         "step": step,
         "loss": loss,
         "accuracy": accuracy,
@@ -208,7 +281,18 @@ def _row(step: int, loss: float, accuracy: float, report: ClipReport) -> dict[st
         "grad_norm_post": report.norm_post,
         "clip_coef": report.coef,
         "clipped": int(report.clipped),
+        "skipped": int(report.skipped),
+        "lr": rate,
     }
+    for column, value in (("clip_threshold", report.threshold), ("penalty", penalty)):
+        if math.isfinite(value):  # else the run has none
+            row[column] = value
+    for label, other in audited.items():
+        row |= {
+            f"audit_{label}_clipped": int(other.clipped),
+            f"audit_{label}_coef": other.coef,
+        }
+    return row
 
 
 def _first_nonfinite(values: Tensor) -> int | None:

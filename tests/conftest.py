@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from rnngrad.config import REGISTRIES
 from rnngrad.kernels import fused, reference_only
 
 torch.set_num_threads(1)
@@ -24,3 +25,13 @@ def every_kernel(request: pytest.FixtureRequest) -> Iterator[str]:
             torch.set_num_threads(3)
             yield request.param
             torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_menu_as_it_was() -> Iterator[None]:
+    """A part that a test adds, as a user's plugin would, goes with the test."""
+    before = {group: dict(registry) for group, registry in REGISTRIES.items()}
+    yield
+    for group, parts in before.items():
+        for name in REGISTRIES[group].keys() - parts.keys():
+            del REGISTRIES[group][name]

@@ -15,6 +15,7 @@ from torch import nn
 from rnngrad import bench, rivals
 from rnngrad.bptt import record
 from rnngrad.nn import convert
+from rnngrad.task import TASKS
 
 KINDS = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 
@@ -42,10 +43,10 @@ def test_the_rivals_norms_are_the_recorded_ones(kind: str, rival: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_our_training_step_learns_as_the_loop_by_hand_does(kind: str) -> None:
-    task = bench.Order(20)
+    task = TASKS.default("temporal_order", length=20)
     for step in (
         bench.training_step(kind, task, 50, 20),
-        rivals.loop_by_hand(KINDS[kind](8, 20), task, 50),
+        rivals.loop_by_hand(KINDS[kind](task.input_size, 20), task, 50),
     ):
         losses = [float(step()) for _ in range(300)]  # type: ignore[arg-type]
         assert sum(losses[-20:]) < 0.8 * sum(losses[:20])

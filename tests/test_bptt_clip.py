@@ -538,6 +538,8 @@ def test_a_threshold_that_nothing_reaches_leaves_a_cell_as_it_is(
 def test_unbatched_and_unrecorded_cells_are_clipped_too(
     cell: nn.Module, rule: tuple[str, str]
 ) -> None:
+    if any("running_mean" in name for name, _ in cell.named_buffers()):
+        pytest.skip("normalises a batch")
     x = torch.randn(5, 1, 4, dtype=torch.float64)
     install(cell, clip(*rule))
     found, kept = unrolled(cell, x)

@@ -4,8 +4,10 @@ import csv
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,18 +16,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from rnngrad.bptt import record
+from rnngrad.bptt_clip import BPTT_CLIPS
 from rnngrad.cells import CELLS
-from rnngrad.clipping import CLIPS, Clip
+from rnngrad.clipping import CLIPS, Clip, ClipAudit, Clipper, Gradient, Outcome
 from rnngrad.init import INITS
-from rnngrad.model import SequenceModel, build_model
+from rnngrad.model import SequenceModel, build_model, detached
 from rnngrad.nn import GRU
 from rnngrad.norms import log10_mean, log10_rms
 from rnngrad.optim import OPTIMS
+from rnngrad.regularization import REGULARIZERS
 from rnngrad.report import figure, main, write
 from rnngrad.runs import BPTT, COLUMNS, METRICS, Run, table
-from rnngrad.task import TASKS, Task, training_generator
+from rnngrad.task import TASKS, Batch, Task, training_generator
 from rnngrad.tracking import Result, Tracker, heatmap
-from rnngrad.training import train
+from rnngrad.training import evaluate, train
 from tests.small import small_task
 
 SMALL: dict[str, Any] = {
@@ -42,22 +46,38 @@ SMALL: dict[str, Any] = {
 def small_run(
     path: Path,
     *,
-    task: str = "adding",
+    task: str | Task = "adding",
     cell: str = "rnn",
     clip: str = "norm",
     optim: str = "adam",
+    bptt_clip: str = "none",
     layers: int = 1,
     lr: float = 0.01,
     model: SequenceModel | None = None,
+    columns: Sequence[str] = (),
+    audit: Mapping[str, Clip] | None = None,
     **changes: Any,
 ) -> tuple[Run, Result, SequenceModel]:
-    made: Task = small_task(task, **({"length": 6} if task in ("adding", "copy") else {}))
-    part = CELLS.default(cell, hidden_size=5, num_layers=layers)
-    model = model or build_model(part, made, INITS.default("torch"), SMALL["seed"])
+    length = {"length": 6} if task in ("adding", "copy") else {}
+    made = small_task(task, **length) if isinstance(task, str) else task
+    hidden = 5 if made.reads_out else made.output_size
+    part = CELLS.default(cell, hidden_size=hidden, num_layers=layers)
+    within = BPTT_CLIPS.default(bptt_clip)
+    init = INITS.default("torch")
+    model = model or build_model(part, made, init, SMALL["seed"], bptt_clip=within)
     optimizer = OPTIMS.default(optim, lr=lr).build(model.parameters())
-    rule: Clip = CLIPS.default(clip)
-    with Tracker(path, made.chance_loss) as tracker:
-        result = train(model, made, optimizer, rule, tracker, **(SMALL | changes))
+    named = list(model.named_parameters())
+    watch = None if audit is None else ClipAudit(audit, named)
+    with Tracker(path, made.chance_loss, made.time_steps, columns) as tracker:
+        result = train(
+            model,
+            made,
+            optimizer,
+            Clipper(CLIPS.default(clip), named),
+            tracker,
+            audit=watch,
+            **(SMALL | changes),
+        )
         tracker.finish(result)
     return Run(path), result, model
 
@@ -67,16 +87,28 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return small_run(tmp_path_factory.mktemp("run"), cell="lstm", layers=2)[0]
 
 
-@pytest.mark.parametrize("task", sorted(TASKS.load()))
+PARTS = [
+    (registry.group, name)
+    for registry in (TASKS, CELLS, CLIPS, BPTT_CLIPS, OPTIMS)
+    for name in sorted(registry.load())
+]
+
+
+@pytest.mark.parametrize(("group", "name"), PARTS, ids=["=".join(part) for part in PARTS])
+def test_every_part_trains_20_steps_and_is_recorded(group: str, name: str, tmp_path: Path) -> None:
+    run, result, _ = small_run(tmp_path, **{group: name}, layers=2, steps=20)
+    assert result.status == run.summary["status"] == "completed" and result.steps == 20
+    assert math.isfinite(run.summary["eval_loss"]) and list(run.bptt) == ["l0", "l1"]
+    for history in run.bptt.values():
+        assert history.step.tolist() == [1, 5, 6, 10, 12, 15, 18, 20]
+        assert not np.isnan(history.hidden[:, 0]).any()
+
+
 @pytest.mark.parametrize("cell", sorted(CELLS.load()))
-@pytest.mark.parametrize("clip", sorted(CLIPS.load()))
-@pytest.mark.parametrize("optim", sorted(OPTIMS.load()))
-def test_every_combination_of_parts_trains(
-    task: str, cell: str, clip: str, optim: str, tmp_path: Path
-) -> None:
-    run, result, _ = small_run(tmp_path, task=task, cell=cell, clip=clip, optim=optim, steps=2)
-    assert result.status == run.summary["status"] == "completed"
-    assert math.isfinite(run.summary["eval_loss"]) and "l0" in run.bptt
+@pytest.mark.parametrize("task", sorted(TASKS.load()))
+def test_every_cell_trains_on_every_task(cell: str, task: str, tmp_path: Path) -> None:
+    _, result, _ = small_run(tmp_path, task=task, cell=cell, steps=2)
+    assert result.status == "completed"
 
 
 def test_a_step_is_the_step_written_by_hand(tmp_path: Path) -> None:
@@ -87,7 +119,7 @@ def test_a_step_is_the_step_written_by_hand(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         x, y = task.batch(4, training_generator(0, step))
         optimizer.zero_grad()
-        torch.nn.functional.mse_loss(model(x), y).backward()
+        torch.nn.functional.mse_loss(model(x).outputs, y).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     for a, b in zip(trained.parameters(), model.parameters(), strict=True):
@@ -153,7 +185,7 @@ def test_recorded_arrays_are_those_of_a_record_block(tmp_path: Path) -> None:
     model = build_model(part, task, INITS.default("torch"), 0)
     x, y = task.batch(4, training_generator(0, 1))
     with record(model) as tape:
-        task.loss(model(x), y).backward()
+        task.loss(model(x).outputs, y).backward()
     assert list(run.bptt) == ["l0", "l1"]
     for layer, history in run.bptt.items():
         kept = tape[f"rnn.{layer}"]
@@ -205,14 +237,14 @@ def test_a_run_killed_before_its_first_record_was_written_has_none_yet(
 def test_shorter_sequences_end_in_nan_and_longer_ones_are_refused(tmp_path: Path) -> None:
     layer = torch.nn.ModuleDict({"rnn": GRU(2, 3)})
     row = {"step": 0, "loss": 1.0}
-    with Tracker(tmp_path, 1 / 6) as tracker:
+    with Tracker(tmp_path, 1 / 6, 4) as tracker:
         for step, length in ((1, 4), (2, 3), (3, 6)):
             with record(layer) as tape:
                 layer["rnn"](torch.randn(length, 2, 2))[0].sum().backward()
             if length < 6:
                 tracker.log(row | {"step": step}, tape)
             else:
-                with pytest.raises(ValueError, match="over 6 time steps, but the first step had"):
+                with pytest.raises(ValueError, match="over 6 time steps, but the run has"):
                     tracker.log(row | {"step": step}, tape)
     history = Run(tmp_path).bptt["l0"]
     assert history.step.tolist() == [1, 2]
@@ -256,6 +288,224 @@ def test_a_failing_run_says_so_on_disk(tmp_path: Path) -> None:
         small_run(tmp_path, should_stop=fail)
     assert Run(tmp_path).summary["status"] == "failed"
     assert "no more" in Run(tmp_path).summary["reason"]
+
+
+# --- streams, truncation, penalties, audits, other lengths
+
+
+@dataclass(frozen=True)
+class Stream(Task):
+    """Windows of one stream, whose state goes on but at every third batch."""
+
+    input_size: ClassVar[int] = 2
+    output_size: ClassVar[int] = 1
+    last_step_only: ClassVar[bool] = False
+
+    time_steps: ClassVar[int] = 4  # type: ignore[misc]
+    chance_loss: ClassVar[float] = 1.0  # type: ignore[misc]
+
+    def batch(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        inputs = torch.rand(4, batch_size, 2, generator=generator)
+        return inputs, inputs.sum(-1, keepdim=True)
+
+    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        return super().training_batch(seed, step, batch_size)._replace(continues=step % 3 != 1)
+
+    def evaluation_batch(self, index: int, batch_size: int) -> Batch:
+        return super().evaluation_batch(index, batch_size)._replace(continues=index > 0)
+
+    def at_length(self, length: int) -> "Stream":
+        return self
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.nn.functional.mse_loss(outputs, targets)
+
+    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets).abs() < 0.1).float().mean()
+
+    def solved(self, loss: float, accuracy: float) -> bool:
+        return False
+
+    def memoryless(self, targets: Tensor) -> Tensor:
+        return torch.ones_like(targets)
+
+
+@pytest.mark.parametrize("cell", sorted(CELLS.load()))
+def test_the_state_of_a_stream_goes_on_and_its_gradient_does_not(cell: str, tmp_path: Path) -> None:
+    run, _, trained = small_run(tmp_path, task=Stream(), cell=cell, steps=5, log_every=1)
+    part = CELLS.default(cell, hidden_size=5)
+    model = build_model(part, Stream(), INITS.default("torch"), 0)
+    optimizer = OPTIMS.default("adam", lr=0.01).build(model.parameters())
+    clipper = Clipper(CLIPS.default("norm"), model.named_parameters())
+    state, losses = None, []
+    for step in range(1, 6):
+        batch = Stream().training_batch(0, step, 4)
+        outputs, _, state = model(batch.inputs, state if step % 3 != 1 else None)
+        loss = Stream().loss(outputs, batch.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        clipper()
+        optimizer.step()
+        state = detached(state)
+        losses.append(loss.item())
+    np.testing.assert_allclose(run.metrics["loss"], losses, rtol=1e-5)
+    for a, b in zip(trained.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_of_a_stream_carries_its_state_also_to_a_smaller_rest() -> None:
+    task = Stream()
+    model = build_model(CELLS.default("gru", hidden_size=5), task, INITS.default("torch"), 0)
+    state, losses = None, []
+    with torch.no_grad():
+        for index, rows in enumerate((100, 100, 30)):
+            batch = task.evaluation_batch(index, rows)
+            given: Any = None if state is None else state[:, :rows]
+            outputs, _, state = model(batch.inputs, given)
+            losses.append(rows * task.loss(outputs, batch.targets).item())
+    assert evaluate(model, task, 230)["loss"] == pytest.approx(sum(losses) / 230)
+
+
+def test_evaluation_at_other_lengths_is_that_of_the_task_at_those(tmp_path: Path) -> None:
+    columns = [f"eval_{score}_at_{length}" for length in (4, 9) for score in ("loss", "accuracy")]
+    run, result, model = small_run(tmp_path, eval_lengths=[4, 9], columns=columns)
+    task = TASKS.default("adding", length=6)
+    for length in (4, 9):
+        expected = evaluate(model, task.at_length(length), SMALL["eval_size"])
+        assert result.eval_at[str(length)] == run.summary["eval_at"][str(length)] == expected
+        assert run.metrics[f"eval_loss_at_{length}"][-1] == expected["loss"]
+        assert np.isnan(run.metrics[f"eval_accuracy_at_{length}"][0])
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert {"loss/eval_at_4", "accuracy/eval_at_9"} <= set(events.Tags()["scalars"])
+
+
+def test_an_audit_changes_nothing_and_counts_what_each_rule_would_have_done(
+    tmp_path: Path,
+) -> None:
+    rules = {name: CLIPS.default(name) for group, name in PARTS if group == "clip"}
+    columns = [f"audit_{name}_{what}" for name in rules for what in ("clipped", "coef")]
+    audited, result, _ = small_run(
+        tmp_path / "a", clip="none", audit=rules, columns=columns, log_every=1
+    )
+    plain, _, _ = small_run(tmp_path / "b", clip="none", log_every=1)
+    np.testing.assert_array_equal(audited.metrics["loss"], plain.metrics["loss"])
+    assert (audited.path / BPTT).read_bytes() == (plain.path / BPTT).read_bytes()
+    assert set(result.clip_audit) == set(rules) == set(audited.summary["clip_audit"])
+    pre = plain.metrics["grad_norm_pre"]
+    coefficients = audited.metrics["audit_norm_coef"]
+    np.testing.assert_allclose(coefficients, np.minimum(1, 1 / pre), rtol=1e-6)
+    fired = audited.metrics["audit_norm_clipped"]
+    assert fired.tolist() == (pre > 1).astype(int).tolist()
+    assert result.clip_audit["norm"]["clip_fraction"] == pytest.approx(fired.mean())
+    assert not audited.metrics["audit_none_clipped"].any()
+
+
+def test_truncating_nothing_is_bitwise_all_of_back_propagation(tmp_path: Path) -> None:
+    full, cut, some = (
+        small_run(tmp_path / str(k2), cell="lstm", tbptt=k2)[0].path
+        for k2 in (None, (2, 6), (2, 3))
+    )
+    for file in (METRICS, BPTT):
+        assert (full / file).read_bytes() == (cut / file).read_bytes()
+        assert (full / file).read_bytes() != (some / file).read_bytes()
+    history = Run(some).bptt["l0"]
+    assert np.isneginf(history.hidden[:, :3]).all() and np.isfinite(history.hidden[:, 3:]).all()
+
+
+def test_a_penalty_joins_the_gradient_before_it_is_clipped(tmp_path: Path) -> None:
+    omega = REGULARIZERS.default("omega", weight=100.0)
+    run, _, _ = small_run(tmp_path / "a", regularizer=omega, nonlinearity="tanh", log_every=1)
+    plain, _, _ = small_run(tmp_path / "b", log_every=1)
+    assert (run.metrics["penalty"] > 1).all() and np.isnan(plain.metrics["penalty"]).all()
+    assert run.metrics["loss"][0] == plain.metrics["loss"][0]
+    assert run.metrics["grad_norm_pre"][0] > 5 * plain.metrics["grad_norm_pre"][0]
+    assert (run.metrics["grad_norm_post"] <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("tbptt", [None, (2, 3)])
+def test_with_bptt_clip_the_norms_are_of_the_clipped_error_and_say_so(
+    tbptt: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    within = BPTT_CLIPS.default("norm", site="state", max_norm=1e-3)
+    part = CELLS.default("lstm", hidden_size=5)
+    made = TASKS.default("copy", length=1)
+    model = build_model(part, made, INITS.default("torch"), 0, bptt_clip=within)
+    run, _, _ = small_run(tmp_path / "a", task=made, model=model, tbptt=tbptt)
+    history = run.bptt["l0"]
+    assert history.clipped is not None and history.clipped.shape == history.hidden.shape
+    assert (history.clipped >= 0).all() and 0 < history.clipped.mean() <= 1
+    if tbptt is None:
+        assert (history.hidden <= -3 + 1e-6).all()
+    plain, _, _ = small_run(tmp_path / "b", task=made, cell="lstm", tbptt=tbptt)
+    assert plain.bptt["l0"].clipped is None and (plain.bptt["l0"].hidden > -3).any()
+    events = EventAccumulator(str(tmp_path / "a"))
+    events.Reload()
+    assert "bptt_clip/l0" in events.Tags()["scalars"]
+
+
+def test_the_learning_rate_of_every_step_is_the_schedules(tmp_path: Path) -> None:
+    optim = OPTIMS.default("adam", lr=0.1, schedule="cosine", warmup_steps=3)
+    run, _, _ = small_run(
+        tmp_path, learning_rate=lambda step: optim.learning_rate(step, 12), log_every=1
+    )
+    expected = [optim.learning_rate(step, 12) for step in range(1, 13)]
+    assert run.metrics["lr"].tolist() == expected
+
+
+@dataclass(frozen=True)
+class EverySecond(Clip):
+    """Skips every second step."""
+
+    def initial_state(self) -> dict[str, Any]:
+        return {"steps": 0}
+
+    def clip_(self, gradient: Gradient, state: dict[str, Any]) -> Outcome:
+        state["steps"] += 1
+        return Outcome(clipped=state["steps"] % 2 == 0, skip=state["steps"] % 2 == 0)
+
+
+def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(tmp_path: Path) -> None:
+    made = small_task("adding")
+    model = build_model(CELLS.default("rnn", hidden_size=5), made, INITS.default("torch"), 0)
+    optimizer = OPTIMS.default("adam", lr=0.01).build(model.parameters())
+    clipper = Clipper(EverySecond(), model.named_parameters())
+    with Tracker(tmp_path, made.chance_loss, made.time_steps) as tracker:
+        result = train(
+            model, made, optimizer, clipper, tracker, **(SMALL | {"steps": 4, "log_every": 1})
+        )
+        tracker.finish(result)
+    run = Run(tmp_path)
+    assert run.metrics["skipped"].tolist() == [0, 1, 0, 1] == run.metrics["clipped"].tolist()
+    assert run.metrics["grad_norm_post"][[1, 3]].tolist() == [0, 0]
+    assert result.skip_fraction == run.summary["skip_fraction"] == 0.5
+    assert {state["step"].item() for state in optimizer.state.values()} == {2}
+
+
+def test_sequences_of_random_length_are_recorded_to_their_own_end(tmp_path: Path) -> None:
+    task = TASKS.default("copy", length=6, min_length=2)
+    run, _, _ = small_run(tmp_path, task=task, steps=20, log_every=1)
+    hidden = run.bptt["l0"].hidden
+    assert hidden.shape == (20, task.time_steps) == (20, 26)
+    ends = (~np.isnan(hidden)).sum(1)
+    assert set(ends.tolist()) == {22, 23, 24, 25, 26}
+    for row, end in zip(hidden, ends, strict=True):
+        assert not np.isnan(row[:end]).any()
+    assert table([run]).splitlines()[-1].count("nan") == 0
+
+
+def test_a_tasks_first_state_is_where_every_kind_of_layer_starts(tmp_path: Path) -> None:
+    task = small_task("cliff")
+    for cell in (name for group, name in PARTS if group == "cell"):
+        part = CELLS.default(cell, hidden_size=1, num_layers=2)
+        model = build_model(part, task, INITS.default("torch"), 0)
+        inputs, _, _ = task.training_batch(0, 1, 3)
+        state = model.first_state(inputs)
+        layers = state if isinstance(state, list) else [state]
+        for layer in layers:
+            h, *c = layer if isinstance(layer, tuple) else (layer,)
+            assert (h == task.initial_hidden).all() and not any(part.any() for part in c)
+        assert torch.equal(model(inputs).hidden, model(inputs, state).hidden)
 
 
 # --- what is not finite stops before the update
@@ -425,7 +675,7 @@ def test_a_figure_has_a_panel_a_run_or_one_for_many(finished: Run, count: int) -
 def test_the_table_has_a_line_a_run_also_for_one_that_has_logged_nothing(
     finished: Run, tmp_path: Path
 ) -> None:
-    with Tracker(tmp_path, 1 / 6):
+    with Tracker(tmp_path, 1 / 6, 6):
         lines = table([finished, Run(tmp_path)]).splitlines()
     assert len(lines) == 4 and "running" in lines[3] and "completed" in lines[2]
     assert len(set(map(len, lines))) == 1
