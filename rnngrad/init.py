@@ -163,7 +163,7 @@ def np(weight: Tensor, generator: Generator) -> None:
 
     Reference:
         Talathi & Vartak, "Improving performance of recurrent neural network with relu
-        nonlinearity", arXiv 1511.03771 (2015), section 3, "np-RNN".
+        nonlinearity", arXiv 1511.03771 (2015), "np-RNN".
     """
     r = torch.empty_like(weight).normal_(generator=generator)
     matrix = torch.eye(len(r), dtype=r.dtype) + r.T @ r / len(r)
@@ -176,7 +176,7 @@ def np_input(weight: Tensor, generator: Generator) -> None:
 
     Reference:
         Talathi & Vartak, "Improving performance of recurrent neural network with relu
-        nonlinearity", arXiv 1511.03771 (2015), section 3.
+        nonlinearity", arXiv 1511.03771 (2015).
     """
     units = len(weight)
     alpha = math.sqrt(2) * math.exp(1.2 / (max(units, 6) - 2.4))
@@ -185,15 +185,15 @@ def np_input(weight: Tensor, generator: Generator) -> None:
 
 @scheme("recurrent", dims=("square",))
 def sparse(weight: Tensor, generator: Generator, radius: float = 0.95) -> None:
-    """15 normal weights into each unit, the others 0, scaled to the spectral radius ``radius``.
+    """15 normal weights out of each unit, the others 0, scaled to the spectral radius ``radius``.
 
     Reference:
         Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML
-        2013, "smart tanh".
+        2013, "smart tanh", as in their code (github.com/pascanur/trainingRNNs).
     """
     draws = torch.empty_like(weight).normal_(generator=generator)
-    order = torch.empty_like(weight).uniform_(generator=generator).argsort(1)
-    draws.scatter_(1, order[:, 15:], 0)
+    order = torch.empty_like(weight).uniform_(generator=generator).argsort(0)
+    draws.scatter_(0, order[15:], 0)
     weight.copy_(radius * draws / torch.linalg.eigvals(draws.double()).abs().max())
 
 

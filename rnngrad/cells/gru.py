@@ -50,7 +50,7 @@ class GRUPart(CellPart):
 
     Reference:
         Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014; Tallec
-        & Ollivier, "Can recurrent neural networks warp time?", ICLR 2018, section 2.
+        & Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
     """
 
     update_bias: Annotated[float, Interval()] | None

@@ -83,7 +83,7 @@ class LSTMPart(CellPart):
     Reference:
         Hochreiter & Schmidhuber, "Long short-term memory", Neural Computation 1997; Gers,
         Schmidhuber & Cummins, "Learning to forget", Neural Computation 2000; Tallec & Ollivier,
-        "Can recurrent neural networks warp time?", ICLR 2018, section 2.
+        "Can recurrent neural networks warp time?", ICLR 2018.
     """
 
     forget_bias: Annotated[float, Interval()] | None

@@ -14,7 +14,7 @@ class ModReLU(nn.Module):
     The real form: it changes how large an activation is, never its sign.
 
     Reference:
-        Arjovsky, Shah & Bengio, "Unitary evolution recurrent neural networks", ICML 2016, eq. 8;
+        Arjovsky, Shah & Bengio, "Unitary evolution recurrent neural networks", ICML 2016;
         the initial ``b`` as in their code and that of Lezcano-Casado & Martínez-Rubio (2019).
     """
 
