@@ -59,6 +59,35 @@ def figure(runs: Sequence[Run]) -> Figure:
     return drawn
 
 
+def initial_figure(profiles: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """``log10 ‖∂L/∂h_{T-k}‖`` against the lag, a panel an activation, a line an initialisation.
+
+    Args:
+        profiles: By activation and scheme, as from ``rnngrad.initial.profile``.
+    """
+    with matplotlib.rc_context(_STYLE):
+        rows = -(-len(profiles) // 4)
+        drawn, axes = plt.subplots(
+            rows, 4, figsize=(13, 3.2 * rows), layout="constrained", sharex=True, squeeze=False
+        )
+        for axis, (activation, lines) in zip(axes.flat, profiles.items(), strict=False):
+            for number, (scheme, profile) in enumerate(lines.items()):
+                style = _DASHES[number // len(_COLOURS)]
+                colour = _COLOURS[number % len(_COLOURS)]
+                axis.plot(np.where(np.isfinite(profile), profile, np.nan), style,
+                          color=colour, label=scheme)  # fmt: skip
+            axis.set_title(activation)
+            axis.set_ylim(-40, 10)
+            axis.grid(alpha=0.3)
+        for axis in axes[-1]:
+            axis.set_xlabel("lag $k$ (steps back from the loss)")
+        for axis in axes[:, 0]:
+            axis.set_ylabel(r"$\log_{10}\,\|\partial L/\partial h_{T-k}\|$")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return drawn
+
+
 def bench_figure(tables: Sequence[Any], conditions: Mapping[str, str]) -> Figure:
     """How many times faster than each rival, by layer and shape; tables of ``rnngrad.bench``."""
     chosen = [table for table in tables if "JAX (ms)" in table.columns]
