@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: run test test-slow lint clean
+.PHONY: run test test-slow docs lint clean
 
 run: .venv/installed
 	@# progress bars only: the report prints the table, and where everything is
@@ -17,7 +17,11 @@ test: .venv/installed-test
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
 
+docs: .venv/installed
+	$(BIN)/python -m rnngrad.menu > docs/menu.md
+
 lint: .venv/installed-dev
+	$(BIN)/python -m rnngrad.menu | diff docs/menu.md - || (echo "docs/menu.md is behind: make docs"; false)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
