@@ -33,7 +33,7 @@ def test_a_profile_is_that_of_autograd_on_a_loop() -> None:
     INITS.default("torch")(rnn)
     w = {name.removesuffix("_l0"): p.detach().double() for name, p in rnn.named_parameters()}
     h = torch.zeros(4, 6, dtype=torch.float64)
-    states = []
+    states: list[torch.Tensor] = []
     for x_t in x:
         a = x_t @ w["weight_ih"].t() + w["bias_ih"] + h @ w["weight_hh"].t() + w["bias_hh"]
         h = a.tanh()
