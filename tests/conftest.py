@@ -30,7 +30,7 @@ def every_kernel(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _leave_the_menu_as_it_was() -> Iterator[None]:
     """A part that a test adds, as a user's plugin would, goes with the test."""
-    before = {group: dict(registry) for group, registry in REGISTRIES.items()}
+    before = {group: dict(registry.load()) for group, registry in REGISTRIES.items()}
     yield
     for group, parts in before.items():
         for name in REGISTRIES[group].keys() - parts.keys():

@@ -318,6 +318,32 @@ def test_the_default_experiment_can_be_written_and_globs_are_matched(command: Co
     assert code == 0 and said.count("completed") == len(rules) > 3
 
 
+WORDS = [
+    (path.parent.name, path.stem)
+    for path in sorted(Path(__file__).parents[1].glob("conf/*/*.yaml"))
+    if path.parent.name != "trainer"
+]
+NEEDED = {
+    "task=chars": [f"task.path={Path(__file__).parents[1] / 'README.md'}"],
+    "task=cliff": ["cell.hidden_size=1"],
+    "regularizer=omega": ["cell=rnn"],
+}
+
+
+@pytest.mark.parametrize(("group", "name"), WORDS, ids=["=".join(word) for word in WORDS])
+def test_every_word_of_the_menu_runs_from_the_command_line(
+    group: str, name: str, command: Command, tmp_path: Path
+) -> None:
+    word = f"{group}={name}"
+    small = [key for key in TINY if not (group == "task" and key.startswith("task."))]
+    if group == "experiment":  # brings sizes of its own
+        small = [key for key in small if key.startswith("trainer.")]
+    code, said = command(word, *small, *NEEDED.get(word, []))
+    assert code == 0, said
+    (path,) = find_runs(tmp_path / "runs")
+    assert whole(path)
+
+
 def test_a_reader_that_has_left_does_not_fail_the_run(command: Command, tmp_path: Path) -> None:
     running = process(tmp_path, "-m", "rnngrad", *TINY)
     assert running.stdout is not None
