@@ -204,8 +204,11 @@ class Tracker:
         if step == self._drawn:
             return
         self._drawn = step
-        for layer, history in Run(self.directory).bptt.items():
-            when = "before clipping" if history.clipped is None else "as clipped at every t"
+        when = "before clipping"
+        histories = Run(self.directory).bptt
+        for layer, history in histories.items():
+            if history.clipped is not None:
+                when = "as clipped at every t"
             for kind, values in (("hidden", history.hidden), ("cell", history.cell)):
                 if values is not None and len(values):
                     symbol = "h" if kind == "hidden" else "c"
@@ -213,6 +216,13 @@ class Tracker:
                     image = heatmap(history.step, values, title)
                     tag = f"bptt_{kind}_pre_clip/{layer}"
                     self._board.add_image(tag, image, step, dataformats="HWC")
+        if len(histories) > 1:
+            field = np.stack([history.hidden[-1] for history in histories.values()], 1)
+            field = field[~np.isnan(field).all(1)]  # a shorter sequence ends before the longest
+            names = ", ".join(histories)
+            title = f"step {history.step[-1]}: log10 |dL/dh_t| by layer ({names}), {when}"
+            image = heatmap(np.arange(len(field)), field, title, across="time step t", up="layer")
+            self._board.add_image("bptt_hidden_pre_clip/layers", image, step, dataformats="HWC")
 
     def _clear(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -244,6 +254,8 @@ def heatmap(
     values: Floats,
     title: str,
     *,
+    across: str = "training step",
+    up: str = "time step t",
     low: float = -12.0,
     high: float = 2.0,
 ) -> np.ndarray[Any, Any]:
@@ -257,6 +269,8 @@ def heatmap(
         step: Training steps ``[S]``, from left to right.
         values: ``log10`` of a norm ``[S, T]``; ``t`` from bottom to top.
         title: What it shows.
+        across: What goes from left to right.
+        up: What goes from bottom to top.
         low: Value of the darkest colour.
         high: Value of the brightest.
 
@@ -265,7 +279,7 @@ def heatmap(
     """
     left, top, wide, tall = 60, 46, 640, 300
     columns = np.linspace(0, len(step) - 1, wide).round().astype(int)
-    rows = np.linspace(values.shape[1] - 1, 0, tall).round().astype(int)
+    rows = (np.arange(tall)[::-1] * values.shape[1]) // tall
     canvas = np.full((top + tall + 46, left + wide + 80, 3), 255, dtype=np.uint8)
     field = _colours(values[columns][:, rows].T, low, high)
     field[_beyond(values)[columns][:, rows].T] = 230
@@ -279,16 +293,19 @@ def heatmap(
         x, index = left + tick * wide // 4, columns[min(tick * wide // 4, wide - 1)]
         draw.line([(x, top + tall), (x, top + tall + 4)], fill="black")
         draw.text((x, top + tall + 6), str(step[index]), fill="black", font=font, anchor="ma")
-        y, t = top + tall - tick * tall // 4, rows[::-1][min(tick * tall // 4, tall - 1)]
+    count = values.shape[1]
+    heights = [tick / 4 for tick in range(5)]
+    if count <= 5:  # few enough to name each
+        heights = [(t + 0.5) / count for t in range(count)]
+    for share in heights:
+        y, t = top + tall - round(share * tall), rows[::-1][min(round(share * tall), tall - 1)]
         draw.line([(left - 4, y), (left, y)], fill="black")
         draw.text((left - 8, y), str(t), fill="black", font=font, anchor="rm")
     for value in np.arange(math.ceil(low / 2) * 2, high + 1e-9, 2):
         y = top + round((high - value) / (high - low) * (tall - 1))
         draw.text((left + wide + 36, y), f"{value:.0f}", fill="black", font=font, anchor="lm")
-    draw.text(
-        (left + wide // 2, top + tall + 26), "training step", fill="black", font=font, anchor="ma"
-    )
-    draw.text((8, top - 26), "time step t", fill="black", font=font)
+    draw.text((left + wide // 2, top + tall + 26), across, fill="black", font=font, anchor="ma")
+    draw.text((8, top - 26), up, fill="black", font=font)
     return np.asarray(picture)
 
 

@@ -601,6 +601,7 @@ def test_tensorboard_has_scalars_named_pre_and_post_and_the_field_as_an_image(
         tags["scalars"]
     )
     assert {"bptt_hidden_pre_clip/l0", "bptt_cell_pre_clip/l1"} <= set(tags["images"])
+    assert "bptt_hidden_pre_clip/layers" in tags["images"]
     assert [e.step for e in events.Scalars("loss/train")] == finished.metrics["step"].tolist()
 
 
