@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rnngrad.bptt_clip import BPTTClip, install
 from rnngrad.cells import CellPart
+from rnngrad.cells.base import Unrolled
 from rnngrad.init import Init
 from rnngrad.task import Task
 
@@ -52,16 +53,27 @@ class SequenceModel(nn.Module):
 
     def forward(self, inputs: Tensor, state: Any = None) -> Passed:
         """Runs the batch from ``state``, by default the first one."""
-        hidden, state = self.rnn(inputs, self.first_state(inputs, state))
+        hidden, state = self.over_time(inputs, self.first_state(inputs, state))
         # the state, not hidden[-1]: going back, that would be T steps of zeros and one that is not
         return Passed(self.readout(_top(state) if self.last_step_only else hidden), hidden, state)
+
+    def over_time(self, inputs: Tensor, state: Any, start: int = 0) -> tuple[Tensor, Any]:
+        """The layers alone, over a part of a sequence that begins at step ``start``."""
+        if start and isinstance(self.rnn, Unrolled):
+            hidden, last = self.rnn(inputs, state, start)
+        else:  # the equations of torch.nn's layers are the same at every step
+            hidden, last = self.rnn(inputs, state)
+        return hidden, last
 
     @torch.no_grad()
     def first_state(self, inputs: Tensor, state: Any = None) -> Any:
         """``state``, or if there is none what the layers start from."""
         if state is not None or not self.initial_hidden:
             return state
+        training = self.rnn.training
+        self.rnn.eval()  # nothing is to be learnt from a step that is not one
         _, state = self.rnn(inputs[:1])  # in the form of the layers' own
+        self.rnn.train(training)
 
         def filled(part: Any) -> Any:
             if isinstance(part, list):
@@ -81,9 +93,15 @@ def detached(state: Any) -> Any:
 
 
 def first_rows(state: Any, count: int) -> Any:
-    """The state of the first ``count`` sequences of a batch."""
+    """The state of the first ``count`` sequences of a batch.
+
+    Raises:
+        ValueError: There are fewer.
+    """
     if isinstance(state, list | tuple):
         return type(state)(first_rows(part, count) for part in state)
+    if state.shape[-2] < count:
+        raise ValueError(f"a batch of {count} cannot go on where one of {state.shape[-2]} ended")
     return state[..., :count, :]
 
 

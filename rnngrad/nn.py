@@ -269,7 +269,9 @@ def convert(model: Module) -> Module:
     return model
 
 
-def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+def unroll(
+    cell: Callable[..., Any], x: Tensor, state: State | None = None, start: int = 0
+) -> tuple[Tensor, State]:
     """Runs a cell over time, through autograd: the one loop for every cell without a kernel.
 
     A module's attribute ``bptt_clip`` says how its error is clipped on the way back.
@@ -278,9 +280,10 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
         cell: A module called as torch.nn.LSTMCell or RNNCell is: ``cell(x_t, state)`` returns
             ``h``, or ``(h, c)``; ``state`` is ``None`` at the first step unless given here. For
             ``∂L/∂c_t`` to be whole, ``c`` must be the tensor that ``h`` was computed from. A cell
-            whose attribute ``takes_time`` is true is called ``cell(x_t, state, t)``, ``t`` from 0.
+            whose attribute ``takes_time`` is true is called ``cell(x_t, state, t)``.
         x: ``[T, B, I]``, or ``[T, I]`` for one sequence.
         state: Initial state.
+        start: ``t`` of the first step, where ``x`` goes on with a sequence.
 
     Returns:
         The outputs ``h_t [T, B, H]`` and the last state.
@@ -317,7 +320,7 @@ def unroll(cell: Callable[..., Any], x: Tensor, state: State | None = None) -> t
         for t in range(len(x)):
             entering = state if clip is None else clip.enter(t, state)
             given_now = {id(part) for part in _as_tuple(entering)}
-            arguments = (x[t], entering, t) if takes_time else (x[t], entering)
+            arguments = (x[t], entering, start + t) if takes_time else (x[t], entering)
             if call is not None and call.wants_weight:
                 state = _step_watching_weight(cell, arguments, call, t)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,8 @@ def truncated_backward(
     After every ``k1`` steps, and after the last, the losses of those steps go back through ``k2``
     steps and no further. The gradients are summed and the weights stay as they are throughout the
     batch: with ``k2 >= T`` that is all of back-propagation through time. Every step is run forward
-    once without keeping anything, and about ``k2 / k1`` times more to go back.
+    once without a graph, and about ``k2 / k1`` times more to go back; of what going back needs,
+    ``k2`` steps are kept at a time.
 
     Args:
         model: Without statistics over the batch, which would be taken several times.
@@ -75,18 +77,18 @@ def truncated_backward(
     assert direct is not None
     # a way back with nothing to send would be zeros all along
     ways = [way for way in ways if direct[way.own : way.end].any()] or ways[-1:]
-    with record(model, full=True) if recorded else nullcontext() as tape:
-        again = [model.rnn(inputs[way.start : way.end], first[way.start])[0] for way in ways]
-        torch.autograd.backward(
-            [hidden[way.own - way.start :] for hidden, way in zip(again, ways, strict=True)],
-            [direct[way.own : way.end] for way in ways],
-        )
-    records: dict[str, LayerRecord] = {}
-    if tape is not None:
-        *lower, top = tape
-        steps = len(inputs)
-        records = {name: _summed(tape.calls(name), ways, steps, None) for name in lower}
-        records[top] = _summed(tape.calls(top), ways, steps, norms(direct))
+    calls: dict[str, list[LayerRecord]] = {}
+    for way in ways:  # one after the other: only one graph is kept at a time
+        with record(model, full=True) if recorded else nullcontext() as tape:
+            part = inputs[way.start : way.end]
+            hidden, _ = model.over_time(part, first[way.start], way.start)
+            hidden[way.own - way.start :].backward(direct[way.own : way.end])
+        for name, layer in (tape or {}).items():
+            calls.setdefault(name, []).append(layer)
+    records = {name: _summed(found, ways, len(inputs)) for name, found in calls.items()}
+    if records:
+        top = list(records)[-1]
+        records[top] = replace(records[top], direct_norm=norms(direct))
     return passed, loss.detach(), records
 
 
@@ -100,16 +102,13 @@ def _states(
     hidden, first = [], {}
     for low, high in zip(marks, [*marks[1:], len(inputs)], strict=True):
         first[low] = state
-        part, state = model.rnn(inputs[low:high], state)
+        part, state = model.over_time(inputs[low:high], state, low)
         hidden.append(part)
     return torch.cat(hidden), first, detached(state)
 
 
-def _summed(
-    calls: Sequence[LayerRecord], ways: Sequence[_Way], steps: int, direct_norm: Tensor | None
-) -> LayerRecord:
+def _summed(calls: Sequence[LayerRecord], ways: Sequence[_Way], steps: int) -> LayerRecord:
     """One layer's records of all ways back as one over the whole sequence."""
-    apart = all(way.own == way.start for way in ways)
 
     def over_time(name: str) -> Tensor:
         first = getattr(calls[0], name)
@@ -121,10 +120,9 @@ def _summed(
     hidden, cell = over_time("hidden_grad"), None
     if calls[0].cell_grad is not None:
         cell = over_time("cell_grad")
-    if direct_norm is None:
-        direct_norm = over_time("direct_norm")
-        if not apart:
-            direct_norm.fill_(math.nan)
+    direct_norm = over_time("direct_norm")
+    if any(way.own > way.start for way in ways):  # norms of sums are not sums of norms
+        direct_norm.fill_(math.nan)
     clipped = None
     if calls[0].clipped is not None:  # of all that was looked at on the ways back through a step
         ways_through = hidden.new_zeros(steps, 1, dtype=torch.float64)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from rnngrad.bptt import record
+from rnngrad.bptt_clip import BPTT_CLIPS
 from rnngrad.cells import CELLS
+from rnngrad.cells.base import Unrolled
 from rnngrad.init import INITS
 from rnngrad.model import SequenceModel, build_model
 from rnngrad.nn import unroll
@@ -138,6 +140,71 @@ def test_truncating_nothing_is_the_full_gradient_and_its_record(cell: str) -> No
     *lower, top = tape
     torch.testing.assert_close(records[top].direct_norm, tape[top].direct_norm, rtol=1e-9, atol=0)
     assert all(records[name].direct_norm.isnan().all() for name in lower)
+
+
+class Clockwork(torch.nn.Module):
+    """A cell that is another one at every step."""
+
+    takes_time = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_hh = torch.nn.Parameter(torch.randn(10, 10, dtype=torch.float64) / 4)
+
+    def forward(self, x: Tensor, h: Tensor | None, t: int) -> Tensor:
+        return (x * (t % 3) + (0 if h is None else h @ self.weight_hh)).tanh()
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(5, 5), (3, 7), (5, 1000)])
+def test_a_cell_that_asks_for_the_time_step_is_told_the_right_one(k1: int, k2: int) -> None:
+    task = TASKS.default("copy", length=1)
+    torch.manual_seed(0)
+    model = SequenceModel(Unrolled([Clockwork()]), torch.nn.Linear(10, 9).double(), False)
+    inputs, targets = batch_of(task)
+    passed, _, _ = truncated_backward(
+        model, task, inputs, targets, None, k1=k1, k2=k2, recorded=False
+    )
+    torch.testing.assert_close(passed.outputs, model(inputs).outputs, rtol=1e-12, atol=1e-14)
+    if k2 == 1000:
+        truncated = model.rnn.cells[0].weight_hh.grad.clone()
+        model.zero_grad()
+        task.loss(model(inputs).outputs, targets).backward()
+        torch.testing.assert_close(truncated, model.rnn.cells[0].weight_hh.grad)
+
+
+@pytest.mark.parametrize("site", ["preact", "state", "carry"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_recorded_or_not_and_clipped_within_the_gradients_are_the_ways_sum(
+    site: str, layers: int
+) -> None:
+    task = TASKS.default("copy", length=1)
+    part = CELLS.default("lstm", hidden_size=4, num_layers=layers)
+    within = BPTT_CLIPS.default("norm", site=site, max_norm=1e-3)
+    model = build_model(part, task, INITS.default("torch"), 0, bptt_clip=within).double()
+    inputs, targets = batch_of(task)
+    state = tuple(torch.randn(layers, 3, 4, dtype=torch.float64) for _ in range(2))
+    found = []
+    for recorded in (True, False):
+        model.zero_grad()
+        truncated_backward(model, task, inputs, targets, state, k1=5, k2=8, recorded=recorded)
+        found.append([p.grad.clone() for p in model.rnn.parameters()])
+    expected = [torch.zeros_like(p) for p in model.rnn.parameters()]
+    for own, end in ((0, 5), (5, 10), (10, 15), (15, 20), (20, 21)):
+        start, first = max(0, end - 8), state
+        with torch.no_grad():
+            if start:
+                first = model.rnn(inputs[:start], state)[1]
+            before = model.rnn(inputs[:own], state)[0] if own else inputs.new_zeros(0, 3, 4)
+            whole = model(inputs, state).hidden
+        hidden, _ = model.rnn(inputs[start:end], first)
+        shown = torch.cat([before, hidden[own - start :], whole[end:]])
+        grads = torch.autograd.grad(
+            task.loss(model.readout(shown), targets), list(model.rnn.parameters())
+        )
+        expected = [a + b for a, b in zip(expected, grads, strict=True)]
+    for one, other, right in zip(*found, expected, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, right, rtol=1e-9, atol=1e-15)
 
 
 def test_ways_apart_keep_the_direct_norm_of_every_layer() -> None:

@@ -83,14 +83,17 @@ class Unrolled(torch.nn.Module):
         self.cells = torch.nn.ModuleList(cells)
 
     def forward(
-        self, x: Tensor, states: Sequence[State] | None = None
+        self, x: Tensor, states: Sequence[State] | None = None, start: int = 0
     ) -> tuple[Tensor, list[State]]:
-        """Runs all cells over ``x [T, B, I]``, from ``states`` as an earlier call returned them."""
+        """Runs all cells over ``x [T, B, I]``, from ``states`` as an earlier call returned them.
+
+        ``start`` is the number of the first time step.
+        """
         given = [None] * len(self.cells) if states is None else states
         last: list[State] = []
         with parametrize.cached():  # a parametrised weight is computed once, not at every step
             for cell, state in zip(self.cells, given, strict=True):
-                x, state = unroll(cell, x, state)
+                x, state = unroll(cell, x, state, start)
                 last.append(state)
         return x, last
 
