@@ -237,7 +237,9 @@ def normalisers(name: str, cell: nn.Module, steps: int) -> Callable[[str, int], 
         size = len(ours.weight)
         key = (which, t if name.startswith("bn") else 0)
         if key not in made:
-            made[key] = nn.BatchNorm1d(size) if name.startswith("bn") else nn.LayerNorm(size)
+            made[key] = (  # over few batches, plain means
+                nn.BatchNorm1d(size, momentum=None) if name.startswith("bn") else nn.LayerNorm(size)
+            )
             made[key].double().weight.data = ours.weight.data
             if ours.bias is not None:
                 made[key].bias.data = ours.bias.data
@@ -363,6 +365,19 @@ def test_later_steps_take_the_last_ones_statistics(max_steps: int, trained: int)
     last = norm(a, 3)
     assert torch.equal(norm(a, 4), last) and torch.equal(norm(a, 1000), last)
     assert not torch.allclose(norm(a, 2), last)
+
+
+def test_a_steps_statistics_are_plain_means_at_first_and_then_moving_ones() -> None:
+    norm = BatchNormOverTime(1, False, gamma=1.0, max_steps=3, momentum=0.25).double()
+    batches = torch.randn(7, 5, 1, dtype=torch.float64)
+    for batch in batches:
+        norm(batch, 1)
+    expected = 0.0
+    for count, batch in enumerate(batches, 1):
+        share = max(0.25, 1 / count)
+        expected += share * (batch.mean().item() - expected)
+    assert norm.running_mean[1].item() == pytest.approx(expected)
+    assert norm.running_mean[[0, 2]].eq(0).all() and norm.num_batches_tracked.tolist() == [0, 7, 0]
 
 
 def test_a_single_sequence_has_no_batch_statistics() -> None:

@@ -18,7 +18,9 @@ class BatchNormOverTime(nn.Module):
     """Batch normalisation with statistics of its own for every time step.
 
     In training a step is normalised by its batch; ``eval()`` takes the population's statistics,
-    which are moving averages, as torch.nn.BatchNorm1d's: ``(1 - momentum) · old + momentum · new``.
+    which are moving averages, as torch.nn.BatchNorm1d's: ``(1 - momentum) · old + momentum · new``;
+    over the first ``1 / momentum`` batches, of each step by itself, plain means, so that a step
+    which few sequences are long enough for has its own statistics at once.
     A step after the last one seen in training takes the last one's. Steps are counted from the
     start of each call of ``unroll``, also where that is given a state.
 
@@ -36,7 +38,7 @@ class BatchNormOverTime(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
-    num_steps_tracked: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(
         self, num_features: int, shift: bool, *, gamma: float, max_steps: int, momentum: float
@@ -48,7 +50,7 @@ class BatchNormOverTime(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_features)) if shift else None
         self.register_buffer("running_mean", torch.empty(max_steps, num_features))
         self.register_buffer("running_var", torch.empty(max_steps, num_features))
-        self.register_buffer("num_steps_tracked", torch.tensor(0))
+        self.register_buffer("num_batches_tracked", torch.zeros(max_steps, dtype=torch.long))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -58,7 +60,7 @@ class BatchNormOverTime(nn.Module):
             nn.init.zeros_(self.bias)
         self.running_mean.zero_()
         self.running_var.fill_(1)
-        self.num_steps_tracked.zero_()
+        self.num_batches_tracked.zero_()
 
     def forward(self, a: Tensor, t: int = 0) -> Tensor:
         """Normalises ``a [B, F]`` of time step ``t``.
@@ -66,7 +68,7 @@ class BatchNormOverTime(nn.Module):
         Raises:
             ValueError: There is but one sequence to take statistics of, in training.
         """
-        steps = int(self.num_steps_tracked)
+        momentum = self.momentum
         if self.training:
             if a.dim() != 2 or len(a) < 2:
                 raise ValueError(
@@ -74,10 +76,10 @@ class BatchNormOverTime(nn.Module):
                     f"{tuple(a.shape)} for [B, F]; eval() takes any number"
                 )
             index = min(t, self.max_steps - 1)
-            if index >= steps:
-                self.num_steps_tracked.fill_(index + 1)
+            self.num_batches_tracked[index] += 1
+            momentum = max(momentum, 1 / int(self.num_batches_tracked[index]))
         else:
-            index = min(t, max(steps, 1) - 1)
+            index = min(t, max(int(self.num_batches_tracked.count_nonzero()), 1) - 1)
         return batch_norm(
             a,
             self.running_mean[index],
@@ -85,7 +87,7 @@ class BatchNormOverTime(nn.Module):
             self.weight,
             self.bias,
             self.training,
-            self.momentum,
+            momentum,
             self.eps,
         )
 
