@@ -88,7 +88,14 @@ class Task(Part, ABC):
     @property
     def time_steps(self) -> int:
         """``T`` of the longest sequence that is drawn: ``length``, unless the task says more."""
+        if "length" not in vars(self):
+            raise NotImplementedError(f"{type(self).__name__}: how many time_steps has a sequence?")
         return int(vars(self)["length"])
+
+    @property
+    def data_digest(self) -> str | None:
+        """What else makes a run the run it is: a hash of the data, where they are a user's own."""
+        return None
 
     def at_length(self: T, length: int) -> T:
         """The same task with this ``length`` for every batch.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -64,17 +65,23 @@ class Chars(Task):
             raise InputError("length", self.length, allowed)
 
     @cached_property
-    def _text(self) -> tuple[str, Tensor]:
-        """The characters there are, and the text in their numbers; read once, then kept."""
+    def _text(self) -> tuple[str, Tensor, str]:
+        """The characters there are, the text in their numbers, and its hash."""
         if self.path is None:
             raise InputError("path", None, "must be a text file; give task.path=FILE")
         try:
-            return _read(Path(self.path))
+            file = Path(self.path).resolve()
+            seen = file.stat()
+            return _read(file, seen.st_size, seen.st_mtime_ns)
         except OSError as error:
             why = error.strerror or "an error of the system"
         except ValueError as error:
             why = str(error)
         raise InputError("path", self.path, f"must be a text file: {why}")
+
+    @property
+    def data_digest(self) -> str:
+        return self._text[2]
 
     @property
     def characters(self) -> str:
@@ -156,8 +163,12 @@ class Chars(Task):
         return accuracy >= 0.99
 
 
-def _read(file: Path) -> tuple[str, Tensor]:
-    """The characters of a text, sorted, and the text as their numbers.
+@lru_cache(maxsize=2)
+def _read(file: Path, size: int, changed: int) -> tuple[str, Tensor, str]:
+    """The characters of a text, sorted, the text as their numbers, and its SHA-256.
+
+    A run makes the task several times over: one file of one ``size``, ``changed`` at one time, is
+    read once.
 
     Raises:
         OSError: It cannot be read.
@@ -165,10 +176,11 @@ def _read(file: Path) -> tuple[str, Tensor]:
     """
     if file.exists() and not file.is_file():
         raise ValueError("this is a directory or a device")
-    if (size := file.stat().st_size) > MAX_BYTES:
+    if size > MAX_BYTES:
         raise ValueError(f"of at most {MAX_BYTES:,} bytes; this has {size:,}")
+    data = file.read_bytes()
     try:
-        text = file.read_bytes().decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from None
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
@@ -180,4 +192,5 @@ def _read(file: Path) -> tuple[str, Tensor]:
     kind = np.uint8 if len(characters) <= 256 else np.int32
     number = np.zeros(0x110000, kind)
     number[characters] = np.arange(len(characters))
-    return "".join(map(chr, characters)), torch.from_numpy(number[codes])
+    digest = sha256(data).hexdigest()
+    return "".join(map(chr, characters)), torch.from_numpy(number[codes]), digest
