@@ -66,6 +66,9 @@ class Trainer(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len({*self.eval_lengths}) < len(self.eval_lengths):
+            allowed = "must not hold a length twice"
+            raise InputError("eval_lengths", [*self.eval_lengths], allowed)
         if self.tbptt_k1 is not None and self.tbptt_k2 is None:
             raise InputError("tbptt_k1", self.tbptt_k1, "needs trainer.tbptt_k2 as well")
         if self.tbptt_k1 is not None and self.tbptt_k2 is not None:
@@ -185,12 +188,18 @@ class Experiment:
             if not isinstance(name, str) or name not in CLIPS:
                 allowed = f"must name one of {', '.join(sorted(CLIPS))}"
                 raise InputError("trainer.clip_audit", name or entry, allowed)
-            changes = {key: value for key, value in settings.items() if key != "name"}
-            label = "_".join([name, *(f"{key}_{value}" for key, value in changes.items())])
+            with _of_the_audit():
+                try:
+                    usual = asdict(CLIPS.default(name))
+                except FileNotFoundError:  # a plugin's, whose yaml is not in the package
+                    usual = {}
+                rule = CLIPS.build(usual | {"name": name} | dict(settings))
+            label = "_".join(
+                [name, *(f"{k}_{v}" for k, v in asdict(rule).items() if v != usual.get(k, ...))]
+            )
             if label in rules:
                 raise InputError("trainer.clip_audit", label, "stands there twice")
-            with _of_the_audit():
-                rules[label] = CLIPS.default(name, **changes)
+            rules[label] = rule
         return rules
 
     @property
@@ -212,6 +221,8 @@ class Experiment:
         """What defines the run, as plain values."""
         groups = {group: getattr(self, group) for group in REGISTRIES}
         parts = {group: {"name": self.names[group]} | asdict(p) for group, p in groups.items()}
+        if self.task.data_digest is not None:
+            parts["task"]["data"] = self.task.data_digest
         return parts | {"trainer": asdict(self.trainer)} | asdict(self.general)
 
     @property

@@ -152,7 +152,7 @@ CELL_ROWS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("`cell=orthogonal cell.nonlinearity=linear`", "orthogonal", {"nonlinearity": "linear"}),
 )
 
-GLOROT = {f"{role}": "xavier_uniform" for role in ("input", "recurrent", "output")}
+GLOROT = {role: "xavier_uniform" for role in ("input", "recurrent", "output")}
 UNITS_30 = {"hidden_size": 30}
 FACTOR_ROWS: tuple[tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]], ...] = (
     ("LSTM, Glorot, forget bias 0", "c", "lstm", {"forget_bias": 0.0}, GLOROT),

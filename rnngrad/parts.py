@@ -1,7 +1,7 @@
 """What a configurable part is: a frozen dataclass in a registry, every field checked.
 
-A task, cell, initialisation, clip rule or optimiser is a ``Part``. Its fields are the keys of its
-yaml, which holds the defaults; the annotations say what is allowed:
+A task, cell, initialisation, clip rule, penalty or optimiser is a ``Part``. Its fields are the keys
+of its yaml, which holds the defaults; the annotations say what is allowed:
 
 >>> class Example(Part):
 ...     length: Annotated[int, Interval(low=1)]

@@ -132,6 +132,8 @@ class Recurrence(torch.autograd.Function):
             backward = partial(_backward_in_segments, ctx.kernel, ctx.segments)
         back = backward(ctx.walk, x, w, tuple(saved), Incoming(*grads[:3]), wanted, ctx.clip)
         if record and back.recording is not None:
+            if ctx.clip is not None and ctx.clip.site == "carry" and not (h_needs or c_needs):
+                ctx.walk.clear_first(back.recording.clipped)  # nobody gets what is clipped there
             call.fill(back.recording)  # type: ignore[union-attr]
         return (
             *(None,) * 6,

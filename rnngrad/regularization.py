@@ -76,7 +76,8 @@ class Omega(Regularizer):
     With ``δ_t = ∂L/∂h_t`` and ``ρ_t = ‖δ_t ∂h_t/∂h_{t-1}‖² / ‖δ_t‖²``, the mean over steps and
     sequences of ``(ρ_t - 1)²`` (``form=code``, what the authors' program computes) or of
     ``(√ρ_t - 1)²`` (``form=paper``, equations 9 and 10). Only the immediate dependence on ``W_hh``
-    counts: ``h_t`` and ``δ_t`` are constants. For one layer of ``cell=rnn``.
+    counts: ``h_t`` and ``δ_t`` are constants. For one layer of ``cell=rnn``; with ``bptt_clip``
+    ``δ_t`` is the clipped one.
 
     Args:
         weight: ``λ``; 4 in the paper, 2 in the authors' log.

@@ -49,13 +49,11 @@ def tag(column: str) -> str:
     >>> tag("grad_norm_pre"), tag("eval_loss_at_200"), tag("audit_agc_coef")
     ('grad_norm/pre_clip', 'loss/eval_at_200', 'clip_audit_coef/agc')
     """
-    kind, _, length = column.partition("_at_")
-    if length:
-        return f"{TAGS[kind]}_at_{length}"
     if column.startswith("audit_"):
         label, _, quantity = column.removeprefix("audit_").rpartition("_")
         return f"clip_audit_{quantity}/{label}"
-    return TAGS[column]
+    kind, _, length = column.partition("_at_")
+    return f"{TAGS[kind]}_at_{length}" if length else TAGS[column]
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def train(
     for step in range(1, steps + 1):
         batch = task.training_batch(seed, step, batch_size)
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
-        state = state if batch.continues else None
+        state = first_rows(state, inputs.shape[1]) if batch.continues else None
         evaluates = step % eval_every == 0 or step == steps
         logs = step == 1 or step % log_every == 0 or evaluates
         if learning_rate is not None:
@@ -98,16 +98,19 @@ def train(
         )
         state = detached(passed.state)
         penalty = math.nan
-        audited: Mapping[str, ClipReport] = {}
+        audited = dict.fromkeys(() if audit is None else audit.counts, _NO_GRADIENT)
         report = _NO_GRADIENT
         if math.isfinite(loss_value):
             top = list(records.values())[-1].hidden_grad if in_full else None
             penalty = regularizer.add_(model.rnn, passed.hidden, top, nonlinearity)
-            audited = audit() if audit is not None else {}
+            audited = audit() if audit is not None else audited
             report = clipper()
         if not report.finite:
             status = "diverged"
-            reason = f"step {step}: " + locate_nonfinite(model, task, inputs, targets, before)
+            found = locate_nonfinite(model, task, inputs, targets, before)
+            if not found and math.isfinite(loss_value):
+                found = "the gradient of the penalty is not finite, while that of the loss is"
+            reason = f"step {step}: " + (found or _NOWHERE)
             accuracy = task.accuracy(passed.outputs, targets).item()
             rate = optimizer.param_groups[0]["lr"]
             tracker.log(_row(step, loss_value, accuracy, report, penalty, rate, audited), {})
@@ -128,9 +131,8 @@ def train(
                 solved_at = step
             if not math.isfinite(evaluation["loss"]):
                 status = "diverged"
-                reason = f"evaluation after step {step}: " + locate_nonfinite(
-                    model, task, inputs, targets, before
-                )
+                found = locate_nonfinite(model, task, inputs, targets, before)
+                reason = f"evaluation after step {step}: {found or _NOWHERE}"
         solved = stop_when_solved and solved_at is not None
         ends = interrupted or status == "diverged" or solved or step == steps
         if logs or ends:
@@ -177,15 +179,17 @@ def evaluate(model: SequenceModel, task: Task, size: int) -> dict[str, float]:
     totals = {"loss": 0.0, "accuracy": 0.0}
     training, state = model.training, None
     model.eval()
-    for index, start in enumerate(range(0, size, EVALUATION_CHUNK)):
-        chunk = min(EVALUATION_CHUNK, size - start)
-        batch = task.evaluation_batch(index, chunk)
-        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
-        passed = model(inputs, first_rows(state, chunk) if batch.continues else None)
-        state = passed.state
-        totals["loss"] += chunk * task.loss(passed.outputs, targets).item()
-        totals["accuracy"] += chunk * task.accuracy(passed.outputs, targets).item()
-    model.train(training)
+    try:
+        for index, start in enumerate(range(0, size, EVALUATION_CHUNK)):
+            chunk = min(EVALUATION_CHUNK, size - start)
+            batch = task.evaluation_batch(index, chunk)
+            inputs, targets = batch.inputs.to(device), batch.targets.to(device)
+            passed = model(inputs, first_rows(state, chunk) if batch.continues else None)
+            state = passed.state
+            totals["loss"] += chunk * task.loss(passed.outputs, targets).item()
+            totals["accuracy"] += chunk * task.accuracy(passed.outputs, targets).item()
+    finally:
+        model.train(training)
     return {name: total / size for name, total in totals.items()}
 
 
@@ -194,7 +198,7 @@ def locate_nonfinite(
 ) -> str:
     """What is not finite when this batch is run, and at which time step it first shows.
 
-    Forward, the first step is the earliest; backward, the latest.
+    Nothing, if everything is finite. Forward, the first step is the earliest; backward, the latest.
     """
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -220,7 +224,7 @@ def locate_nonfinite(
             t = len(back_in_time) - 1 - k
             steps.append(f"going back, ∂L/∂h_t of {name} is not finite from t = {t} on")
     if not bad:
-        return "the loss is not finite, while everything on this step's training batch is"
+        return ""
     return "; ".join([f"gradient of {', '.join(bad)} is not finite", *steps])
 
 
@@ -261,6 +265,7 @@ class _NonFiniteLoss(Exception):
     """Leaves a ``record`` block without a backward."""
 
 
+_NOWHERE = "the loss is not finite, while everything on this step's training batch is"
 _NO_GRADIENT = ClipReport(math.nan, math.nan, 1.0, clipped=False, finite=False)
 
 

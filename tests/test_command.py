@@ -182,6 +182,8 @@ BAD = [
         "trainer.clip_audit.max_norm=-1: must be a finite number > 0",
     ),
     ("'trainer.clip_audit=[{name:norm,foo:1}]'", "trainer.clip_audit.foo=1: no such key"),
+    ("'trainer.clip_audit=[norm,{name:norm,max_norm:1.0}]'", "clip_audit=norm: stands there twice"),
+    ("trainer.eval_lengths=[5,5]", "trainer.eval_lengths=[5, 5]: must not hold a length twice"),
     ("trainer.clip_audit=norm", "trainer.clip_audit=norm: must be a list [A,B,...]"),
     ("optim=sgd optim.nesterov=true", "optim.nesterov=true: needs optim.momentum > 0"),
     ("init.recurrent=foo", "init.recurrent=foo: must be one of torch, normal"),
@@ -342,6 +344,28 @@ def test_every_word_of_the_menu_runs_from_the_command_line(
     assert code == 0, said
     (path,) = find_runs(tmp_path / "runs")
     assert whole(path)
+
+
+def test_another_text_of_the_same_name_is_another_run(command: Command, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    small = ["task=chars", "task.path=text.txt", *TINY[1:], "task.length=5"]
+    for content in ("abc " * 50, "xyz! " * 50):
+        text.write_text(content)
+        assert command(*small)[0] == 0
+    assert "already completed" in command(*small)[1]
+    assert len(list(find_runs(tmp_path / "runs"))) == 2
+
+
+def test_an_audits_labels_are_the_same_however_it_is_written(
+    command: Command, tmp_path: Path
+) -> None:
+    for audit in (
+        "[norm,{name:norm,max_norm:2,norm_type:1}]",
+        "[{name:norm,max_norm:1.0},{norm_type:1.0,max_norm:2.0,name:norm}]",
+    ):
+        assert command(*TINY, f"trainer.clip_audit={audit}")[0] == 0
+    for path in find_runs(tmp_path / "runs"):
+        assert set(Run(path).summary["clip_audit"]) == {"norm", "norm_max_norm_2.0_norm_type_1.0"}
 
 
 def test_a_reader_that_has_left_does_not_fail_the_run(command: Command, tmp_path: Path) -> None:

@@ -105,4 +105,14 @@ def test_the_page_has_a_row_for_every_activation_and_cell() -> None:
     for title, name, changes in initial.CELL_ROWS:
         assert f"| {title} | " in text
         CELLS.default(name, **changes)
+    title, name, changes = initial.CELL_ROWS[0]  # and one row says what is measured today
+    cell = CELLS.default(name, hidden_size=64, **changes)
+    slopes = [
+        initial.decay(
+            initial.profile(cell, INITS.default("torch"), initial.gaussian(seed=seed), seed)
+        ).slope
+        for seed in initial.SEEDS
+    ]
+    written = text.split(f"| {title} | ")[1].split(" ")[0]
+    assert float(written) == pytest.approx(np.mean(slopes), abs=1e-3)
     assert {name for _, name, _ in initial.CELL_ROWS} == set(CELLS.load())

@@ -401,6 +401,17 @@ def test_an_audit_changes_nothing_and_counts_what_each_rule_would_have_done(
     assert not audited.metrics["audit_none_clipped"].any()
 
 
+def test_the_audit_of_a_run_that_diverges_can_be_read(tmp_path: Path) -> None:
+    rules = {"norm": CLIPS.default("norm")}
+    columns = ["audit_norm_clipped", "audit_norm_coef"]
+    run, result, _ = small_run(
+        tmp_path, optim="sgd", lr=1e30, clip="none", audit=rules, columns=columns, log_every=1
+    )
+    assert result.status == "diverged"
+    assert set(run.metrics["audit_norm_clipped"].tolist()) <= {0, 1}
+    assert run.metrics["audit_norm_coef"][-1] == 1
+
+
 def test_truncating_nothing_is_bitwise_all_of_back_propagation(tmp_path: Path) -> None:
     full, cut, some = (
         small_run(tmp_path / str(k2), cell="lstm", tbptt=k2)[0].path
@@ -442,6 +453,22 @@ def test_with_bptt_clip_the_norms_are_of_the_clipped_error_and_say_so(
     events = EventAccumulator(str(tmp_path / "a"))
     events.Reload()
     assert "bptt_clip/l0" in events.Tags()["scalars"]
+
+
+def test_a_penalty_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    part = REGULARIZERS.default("orthogonality", weight=1e300)
+    _, result, _ = small_run(tmp_path, regularizer=part)
+    assert result.status == "diverged" and result.steps == 0
+    assert result.reason is not None and "gradient of the penalty is not finite" in result.reason
+
+
+def test_a_stream_cannot_go_on_with_more_rows_than_it_had(tmp_path: Path) -> None:
+    class Growing(Stream):
+        def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+            return super().training_batch(seed, step, step if step < 3 else 1)
+
+    with pytest.raises(ValueError, match="a batch of 2 cannot go on where one of 1 ended"):
+        small_run(tmp_path, task=Growing(), cell="indrnn")
 
 
 def test_the_learning_rate_of_every_step_is_the_schedules(tmp_path: Path) -> None:
@@ -492,6 +519,16 @@ def test_sequences_of_random_length_are_recorded_to_their_own_end(tmp_path: Path
     for row, end in zip(hidden, ends, strict=True):
         assert not np.isnan(row[:end]).any()
     assert table([run]).splitlines()[-1].count("nan") == 0
+
+
+def test_finding_the_first_states_form_teaches_batch_normalisation_nothing() -> None:
+    task = small_task("cliff")
+    part = CELLS.default("bn_rnn", hidden_size=1)
+    model = build_model(part, task, INITS.default("torch"), 0)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.first_state(task.training_batch(0, 1, 3).inputs)
+    assert before and model.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
 def test_a_tasks_first_state_is_where_every_kind_of_layer_starts(tmp_path: Path) -> None:

@@ -80,6 +80,17 @@ class Walk:
             for buffer in buffers:
                 buffer.masked_fill_(self.beyond().unsqueeze(-1).to(buffer.device), 0)
 
+    def clear_first(self, buffer: Tensor | None) -> None:
+        """Zeroes, in place, each sequence's first visited step of ``buffer [..., T, B]``."""
+        if buffer is None:
+            return
+        if not self.reverse:
+            buffer[..., 0, :] = 0
+        elif self.lengths is None:
+            buffer[..., -1, :] = 0
+        else:
+            buffer[..., self.lengths - 1, torch.arange(len(self.lengths))] = 0
+
     def beyond(self) -> Tensor:
         """Mask ``[T, B]``: true where a sequence has already ended."""
         assert self.lengths is not None
