@@ -496,6 +496,31 @@ def test_a_users_own_cell_is_a_module_and_a_yaml(
     assert list(Run(path).bptt) == ["l0", "l1"]
 
 
+def test_a_users_own_clip_rule_can_watch(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "halving.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from rnngrad.clipping import CLIPS, Clip, Outcome\n"
+        "@CLIPS.register('halving')\n"
+        "@dataclass(frozen=True)\n"
+        "class Halving(Clip):\n"
+        "    by: float\n"
+        "    def clip_(self, gradient, state):\n"
+        "        for grad in gradient.grads:\n"
+        "            grad.mul_(self.by)\n"
+        "        return Outcome(clipped=True)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    watching = ["plugins=[halving]", "trainer.clip_audit=[{name:halving,by:0.5}]"]
+    assert command(*watching, *TINY)[0] == 0
+    (path,) = find_runs(tmp_path / "runs")
+    audit = Run(path).summary["clip_audit"]
+    assert audit["halving_by_0.5"] == {"clip_fraction": 1.0, "mean_coef": pytest.approx(0.5)}
+    code, said = command("plugins=[halving]", "trainer.clip_audit=[halving]", *TINY)
+    assert code == 2 and "trainer.clip_audit.by: is missing" in said
+
+
 def test_plugins_named_by_a_file_are_refused(command: Command, tmp_path: Path) -> None:
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     (tmp_path / "own" / "experiment" / "sly.yaml").write_text(
