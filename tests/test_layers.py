@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -370,20 +371,26 @@ def test_onnx_export_gives_torch_nns_graph(name: str) -> None:
     assert graphs[0] == graphs[1]
 
 
+@pytest.fixture(scope="session")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One for all tests: where a group dies with its model, gloo's thread can wait for itself."""
+    folder = tmp_path_factory.mktemp("gloo")
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_distributed_data_parallel_trains_and_is_recorded(kind: Any, tmp_path: Any) -> None:
+@pytest.mark.usefixtures("process_group")
+def test_distributed_data_parallel_trains_and_is_recorded(kind: Any) -> None:
     ours, _ = pair(kind, 4, 6)
     x = torch.randn(7, 5, 4)
     plain = outcome(ours, x)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(ours)
-        with record(wrapped) as tape:
-            parallel = outcome(wrapped, x)
-    finally:
-        torch.distributed.destroy_process_group()
+    wrapped = nn.parallel.DistributedDataParallel(ours)
+    with record(wrapped) as tape:
+        parallel = outcome(wrapped, x)
     assert all(torch.equal(a, b) for a, b in zip(plain, parallel, strict=True))
     assert tape["module.l0"].hidden_norm.shape == (7, 5)
 
