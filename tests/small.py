@@ -1,5 +1,6 @@
 """Quick instances of every task, also of those that do not exist yet."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,12 @@ from rnngrad.parts import InputError
 from rnngrad.task import TASKS, Task
 
 TEXT = Path(__file__).parent.parent / "README.md"
+
+
+def documented(group: str) -> set[str]:
+    """The parts of a group that docs/menu.md has; a part that is being written is not in it yet."""
+    menu = (TEXT.parent / "docs" / "menu.md").read_text(encoding="utf-8")
+    return set(re.findall(rf"^### `{group}=(\w+)`$", menu, re.M))
 
 
 def small_task(name: str, **changes: Any) -> Task:
