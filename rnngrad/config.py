@@ -15,6 +15,7 @@ import torch
 
 from rnngrad.bptt_clip import BPTT_CLIPS, BPTTClip
 from rnngrad.cells import CELLS, CellPart
+from rnngrad.cells.base import Unrolled
 from rnngrad.cells.rnn import RNNPart
 from rnngrad.clipping import CLIPS, Clip
 from rnngrad.init import INITS, Init
@@ -43,7 +44,8 @@ class Trainer(Part):
         log_every: Log metrics, and record gradients, every so many updates.
         stop_when_solved: End at the first evaluation that meets the task's rule.
         tbptt_k1: Steps from one way back to the next in truncated back-propagation through time;
-            ``null``: ``tbptt_k2``.
+            ``null``: ``tbptt_k2``. The weights stay as they are within a batch, and the gradients
+            of all ways are summed.
         tbptt_k2: Steps that each way goes back; ``null``, or at least the sequence's length, is all
             of back-propagation.
         recompute_segments: Parts of the sequence that are run again on the way back, to save
@@ -139,12 +141,26 @@ class Experiment:
                 f"must be 1, as cell={name} is run step by step by autograd",
             )
         # a small one: which weights there are, and whether a scheme can fill them, is the same
-        model = build_model(replace(cell, hidden_size=3, num_layers=1), task, self.init, 0)
-        if trainer.tbptt is not None and any("running_mean" in n for n, _ in model.named_buffers()):
+        small = replace(cell, hidden_size=3, num_layers=1)
+        model = build_model(small, task, self.init, 0, bptt_clip=self.bptt_clip)
+        if any("running_mean" in n for n, _ in model.named_buffers()):
+            if trainer.tbptt is not None:
+                raise InputError(
+                    "trainer.tbptt_k2",
+                    trainer.tbptt_k2,
+                    f"must be null, as cell={name} has statistics of its own for each time step",
+                )
+            if trainer.batch_size < 2:
+                raise InputError(
+                    "trainer.batch_size", trainer.batch_size, f"must be >= 2 with cell={name}"
+                )
+        if isinstance(model.rnn, Unrolled):
+            self._check_bptt_clip(model.rnn)
+        if self.optim.warmup_steps >= trainer.steps:
             raise InputError(
-                "trainer.tbptt_k2",
-                trainer.tbptt_k2,
-                f"must be null, as cell={name} has statistics of its own for each time step",
+                "optim.warmup_steps",
+                self.optim.warmup_steps,
+                f"must be under trainer.steps, which is {trainer.steps}",
             )
         names = [parameter for parameter, _ in model.named_parameters()]
         try:
@@ -157,13 +173,13 @@ class Experiment:
         if self.regularizer.needs_gradients:
             if cell.num_layers > 1 or self.nonlinearity not in SLOPES:
                 raise InputError(
-                    "regularizer.name",
+                    "regularizer",
                     self.names["regularizer"],
                     f"is defined for one layer of cell=rnn with {', '.join(SLOPES)}",
                 )
         elif self.names["regularizer"] != "none" and not list(recurrent_weights(model.rnn)):
             raise InputError(
-                "regularizer.name",
+                "regularizer",
                 self.names["regularizer"],
                 f"needs a recurrent weight matrix that is a parameter, which cell={name} has not",
             )
@@ -172,6 +188,21 @@ class Experiment:
                 task.at_length(length)
             except InputError as error:
                 raise InputError("trainer.eval_lengths", length, error.allowed) from None
+
+    @torch.no_grad()
+    def _check_bptt_clip(self, cells: Unrolled) -> None:
+        """Tries whether the cells show what is to be clipped."""
+        try:
+            cells(torch.zeros(1, 2, self.task.input_size))
+        except RuntimeError:
+            if not hasattr(self.bptt_clip, "site"):
+                raise
+            raise InputError(
+                "bptt_clip.site",
+                self.bptt_clip.site,
+                f"must be state or carry, as cell={self.names['cell']} never calls "
+                "rnngrad.bptt_clip.preactivation",
+            ) from None
 
     @property
     def nonlinearity(self) -> str | None:
@@ -269,8 +300,8 @@ def _of_the_audit() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        key = error.key.removeprefix("clip.")
-        raise InputError(f"trainer.clip_audit.{key}", error.value, error.allowed) from None
+        key, allowed = error.key.removeprefix("clip."), error.allowed.replace("clip.", "")
+        raise InputError(f"trainer.clip_audit.{key}", error.value, allowed) from None
 
 
 def load_plugins(config: Mapping[str, Any], overrides: Iterable[str]) -> None:

@@ -269,13 +269,15 @@ class SchemesInit(Init):
         used = SCHEMES[name]
         number = [] if scale is None else [scale]
         weights = list(_weights(model, role))
+        if not weights and role == "output":
+            return  # of a task that reads the hidden units themselves
         if not weights:
             raise InputError(
                 f"init.{role}", name, f"must be torch, as the cell has no {role} weight"
             )
         for module, key in weights:
             weight = getattr(module, key)
-            kind = f"{key} {[*weight.shape]} of {type(module).__name__}"
+            kind = f"{key} of {type(module).__name__}"
             filled = torch.empty_like(weight)
             for block in filled.split(getattr(module, "hidden_size", len(filled))):
                 if _dims(block) not in used.dims:
@@ -287,11 +289,13 @@ class SchemesInit(Init):
                 continue
             setattr(module, key, filled)
             if not torch.allclose(getattr(module, key), filled, atol=1e-4):
+                throughout = f"as {kind} is orthogonal throughout"
+                if name in ("orthogonal", "identity"):
+                    raise InputError(
+                        f"init.{role}_scale", scale, f"must be null or 1, {throughout}"
+                    )
                 raise InputError(
-                    f"init.{role}",
-                    name,
-                    f"must be torch, orthogonal or identity, with scale 1, as {kind} is "
-                    "orthogonal throughout",
+                    f"init.{role}", name, f"must be torch, orthogonal or identity, {throughout}"
                 )
 
 

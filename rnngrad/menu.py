@@ -50,6 +50,11 @@ def _lines() -> Iterator[str]:
             yield from _schemes()
         yield from _presets(group, registry)
     yield ""
+    yield "## Set-ups: `experiment=`"
+    yield ""
+    for name, comment, _ in _yamls("experiment"):
+        yield f"- `experiment={name}`: {comment}"
+    yield ""
     yield "## Training: `trainer.`"
     yield ""
     yield from _table("trainer", "default", Trainer)
@@ -102,22 +107,29 @@ def _schemes() -> Iterator[str]:
 
 def _presets(group: str, registry: Registry[Any]) -> Iterator[str]:
     """The yamls that are not named as a part: cited settings of one."""
-    folder = resources.files("rnngrad.conf") / group
-    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(".yaml"))
-    presets = [name for name in names if name.removesuffix(".yaml") not in registry]
+    presets = [entry for entry in _yamls(group) if entry[0] not in registry]
     if not presets:
         return
     yield ""
     yield f"### Presets of `{group}=`"
     yield ""
-    for file in presets:
-        settings = _yaml(group, file)
+    for name, comment, settings in presets:
         base = _yaml(group, f"{settings['name']}.yaml")
         keys = [f"`{group}.{k}={v}`" for k, v in settings.items() if base[k] != v]
-        lines = (folder / file).read_text(encoding="utf-8").splitlines()
-        comment = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
         same = f"`{group}={settings['name']}`"
-        yield f"- `{group}={file.removesuffix('.yaml')}`: {comment} {same} {' '.join(keys)}"
+        yield f"- `{group}={name}`: {comment} {same} {' '.join(keys)}"
+
+
+def _yamls(group: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, leading comment and settings of every yaml of a group."""
+    folder = resources.files("rnngrad.conf") / group
+    found = []
+    for file in sorted(file.name for file in folder.iterdir() if file.name.endswith(".yaml")):
+        lines = (folder / file).read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line.lstrip("# ") for line in lines if line.startswith("# "))
+        comment = comment.removeprefix("@package _global_ ")
+        found.append((file.removesuffix(".yaml"), comment, _yaml(group, file)))
+    return found
 
 
 def _yaml(group: str, file: str) -> dict[str, Any]:

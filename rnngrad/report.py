@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rnngrad.runs import Run, find_runs, table
+from rnngrad.runs import Run, differences, find_runs, table
 
 PANELS = 5
 """Runs that get a panel of their own; more share one."""
@@ -47,13 +47,13 @@ def figure(runs: Sequence[Run]) -> Figure:
         drawn, axes = plt.subplots(1, count, figsize=(3.6 * count, 3.4), layout="constrained")
         _draw_losses(axes[0], runs)
         if apart:
-            for axis, run in zip(axes[1:], runs, strict=True):
-                _draw_moments(axis, run)
+            for axis, run, name in zip(axes[1:], runs, _names(runs), strict=True):
+                _draw_moments(axis, run, name)
             _share_range(axes[1:])
         else:
             _draw_last_profiles(axes[1], runs)
         drawn.suptitle(
-            "Gradient through time of the last layer: RMS over the batch, before clipping",
+            f"Gradient through time of the last layer: RMS over the batch, {_when(runs)}",
             fontsize=9,
         )
     return drawn
@@ -125,7 +125,7 @@ def _draw_speeds(axis: Axes, table: Any) -> None:
 
 
 def _draw_losses(axis: Axes, runs: Sequence[Run]) -> None:
-    for number, run in enumerate(runs):
+    for number, (run, name) in enumerate(zip(runs, _names(runs), strict=True)):
         metrics = run.metrics
         there = ~np.isnan(metrics["eval_loss"])
         axis.plot(
@@ -133,7 +133,7 @@ def _draw_losses(axis: Axes, runs: Sequence[Run]) -> None:
             metrics["eval_loss"][there],
             _DASHES[number // len(_COLOURS) % len(_DASHES)],
             color=_COLOURS[number % len(_COLOURS)],
-            label=_name(run),
+            label=name,
         )
     for chance in sorted({run.summary["chance_loss"] for run in runs}):
         axis.axhline(chance, color="0.5", linewidth=0.8, linestyle=":")
@@ -146,7 +146,7 @@ def _draw_losses(axis: Axes, runs: Sequence[Run]) -> None:
         axis.legend(fontsize=7, loc="lower left")
 
 
-def _draw_moments(axis: Axes, run: Run) -> None:
+def _draw_moments(axis: Axes, run: Run, name: str) -> None:
     layers = [layer for layer in run.bptt if not layer.endswith("_reverse")]
     if layers:
         history = run.bptt[layers[-1]]
@@ -157,19 +157,19 @@ def _draw_moments(axis: Axes, run: Run) -> None:
             profile = np.where(np.isfinite(history.hidden[moment]), history.hidden[moment], np.nan)
             axis.plot(profile, color=shade, label=f"step {history.step[moment]}")
         axis.legend(fontsize=7, loc="lower right")
-    axis.set(xlabel="time step $t$", title=_name(run))
+    axis.set(xlabel="time step $t$", title=name)
     axis.set_ylabel(r"$\log_{10}\,\|\partial L/\partial h_t\|$")
 
 
 def _draw_last_profiles(axis: Axes, runs: Sequence[Run]) -> None:
-    for number, run in enumerate(runs):
+    for number, (run, name) in enumerate(zip(runs, _names(runs), strict=True)):
         for layer in [layer for layer in run.bptt if not layer.endswith("_reverse")][-1:]:
             profile = run.bptt[layer].hidden[-1]
             axis.plot(
                 np.where(np.isfinite(profile), profile, np.nan),
                 _DASHES[number // len(_COLOURS) % len(_DASHES)],
                 color=_COLOURS[number % len(_COLOURS)],
-                label=_name(run),
+                label=name,
             )
     axis.set(xlabel="time step $t$", title="Gradient through time, last logged step")
     axis.set_ylabel(r"$\log_{10}\,\|\partial L/\partial h_t\|$")
@@ -181,8 +181,21 @@ def _share_range(axes: Sequence[Axes]) -> None:
         axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
-def _name(run: Run) -> str:
-    return run.path.resolve().name.rpartition("-")[0] or run.path.resolve().name
+def _when(runs: Sequence[Run]) -> str:
+    """What the norms are of: with ``bptt_clip``, of the error as it was clipped on its way."""
+    within = [any(layer.clipped is not None for layer in run.bptt.values()) for run in runs]
+    if not any(within):
+        return "before clipping"
+    return "as clipped at every t" + ("" if all(within) else " (runs with bptt_clip)")
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Short names that tell the runs apart."""
+    short = [run.path.resolve().name for run in runs]
+    return [
+        " ".join([name.rpartition("-")[0] or name, *([different] if different else [])])
+        for name, different in zip(short, differences(runs), strict=True)
+    ]
 
 
 def write(runs: Sequence[Run], out: Path) -> Path:
@@ -198,7 +211,7 @@ def write(runs: Sequence[Run], out: Path) -> Path:
         "<!doctype html><html lang=en><meta charset=utf-8><title>rnngrad report</title>"
         f"<style>{style}pre{{overflow-x:auto}}</style><h1>rnngrad report</h1>"
         "<p>Loss, and the gradient of the loss with respect to each hidden state of the last layer."
-        " Norms are taken before clipping; the loss is a mean over the batch.</p>"
+        f" Norms are {_when(runs)}; the loss is a mean over the batch.</p>"
         f'<img alt="Loss and gradient through time" src="data:image/png;base64,{picture}">'
         f"<pre>{html.escape(table(runs))}</pre></html>\n",
         encoding="utf-8",

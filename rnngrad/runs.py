@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -156,15 +156,63 @@ def find_runs(path: str | Path) -> Iterator[Path]:
             yield summary.parent
 
 
+def differences(runs: Sequence[Run]) -> list[str]:
+    """What tells each run from the others and is not in its name, as it would be typed.
+
+    Keys of a part count among the runs that have this part.
+    """
+    settings = [_settings(run) for run in runs]
+    seen: dict[tuple[str, Any], set[str]] = {}
+    for mine in settings:
+        for key, value in mine.items():
+            seen.setdefault((key, _part_of(key, mine)), set()).add(repr(value))
+    named = ("seed", "task.name", "cell.name", "clip.name")  # in the run's name
+    return [
+        " ".join(
+            f"{key.removesuffix('.name')}={_typed(value)}"
+            for key, value in mine.items()
+            if key not in named and len(seen[key, _part_of(key, mine)]) > 1
+        )
+        for mine in settings
+    ]
+
+
+def _part_of(key: str, settings: dict[str, Any]) -> Any:
+    """The name of the part that a key belongs to."""
+    group, _, inner = key.partition(".")
+    return None if inner == "name" else settings.get(f"{group}.name")
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """A run's configuration, one level deep; nothing if there is none."""
+    try:
+        config = run.config
+    except OSError:
+        return {}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else None
+        flat |= {key: value} if inner is None else inner
+    return flat
+
+
+def _typed(value: Any) -> str:
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
 def table(runs: Iterable[Run]) -> str:
     """One line a run: how it ended, and how much of the gradient reaches the first time step.
 
-    The last two columns are the root mean square over the batch of ``‖∂L/∂h_t‖`` in the last layer
-    at the last logged step, at the first and at the last time step.
+    ``|dL/dh_1|`` and ``|dL/dh_T|`` are the root mean square over the batch of ``‖∂L/∂h_t‖`` in the
+    last layer at the last logged step, at the first and at the last time step. Where runs differ in
+    more than their names tell, a column says in what.
     """
     head = ("run", "status", "steps", "loss", "eval loss", "chance", "solved at", "clipped")
-    rows = [(*head, "|dL/dh_1|", "|dL/dh_T|")]
-    for run in runs:
+    rows: list[tuple[str, ...]] = [(*head, "|dL/dh_1|", "|dL/dh_T|", "settings")]
+    runs = list(runs)
+    for run, different in zip(runs, differences(runs), strict=True):
         s = run.summary
         first, last = "-", "-"
         if forward := [layer for layer in run.bptt if not layer.endswith("_reverse")]:
@@ -176,13 +224,16 @@ def table(runs: Iterable[Run]) -> str:
         numbers = (_number(s[key]) for key in ("loss", "eval_loss", "chance_loss"))
         solved = "never" if s["solved_at"] is None else str(s["solved_at"])
         row = (run.path.name, s["status"], str(s["steps"]), *numbers, solved, clipped, first, last)
-        rows.append(row)
+        rows.append((*row, different))
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        lines.append("  ".join(left + right))
+        right = [cell.rjust(width) for cell, width in zip(row[2:10], widths[2:10], strict=True)]
+        end = [cell.ljust(width) for cell, width in zip(row[10:], widths[10:], strict=True)]
+        lines.append("  ".join(left + right + end))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

@@ -118,6 +118,7 @@ class Tracker:
             "solved_at": None,
             "clip_fraction": None,
             "skip_fraction": None,
+            "bptt_clip_fraction": None,
             "eval_at": {},
             "clip_audit": {},
             "verdict": None,
@@ -135,6 +136,7 @@ class Tracker:
         self._board = SummaryWriter(str(self.directory))
         self._clock = (0, time.perf_counter())
         self._drawn = 0
+        self._within: list[float] = []
 
     def log(self, row: Mapping[str, float], records: Mapping[str, LayerRecord]) -> None:
         """One row of metrics.csv, and the recorded gradients if there are any."""
@@ -155,12 +157,15 @@ class Tracker:
                 if "clipped" in kinds:
                     fraction = float(np.nanmean(kinds["clipped"]))
                     self._board.add_scalar(f"bptt_clip/{key}", fraction, step)
+                    self._within.append(fraction)
         if "eval_loss" in row:
             self._draw(step)
 
     def finish(self, result: Result) -> None:
         """How the run ended."""
         self._summary |= asdict(result)
+        if self._within:
+            self._summary["bptt_clip_fraction"] = float(np.mean(self._within))
 
     def __enter__(self) -> Tracker:
         return self

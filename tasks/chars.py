@@ -60,6 +60,12 @@ class Chars(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         shortest = min(len(self._part(valid)) for valid in (False, True))
+        if shortest < 2:
+            allowed = (
+                f"is too short a text: of its {len(self._text[1])} characters the smaller part of "
+                f"the two that task.valid_fraction makes has {shortest}"
+            )
+            raise InputError("path", self.path, allowed)
         if self.length >= shortest:
             allowed = f"must be under {shortest}, what the smaller part of the text has"
             raise InputError("length", self.length, allowed)
@@ -148,7 +154,7 @@ class Chars(Task):
     @property
     def chance_loss(self) -> float:
         frequencies = self._frequencies()
-        return float(-torch.special.xlogy(frequencies, frequencies).sum() / math.log(2))
+        return abs(float(torch.special.xlogy(frequencies, frequencies).sum() / math.log(2)))
 
     def memoryless(self, targets: Tensor) -> Tensor:
         logits = self._frequencies().log().clamp(min=-50).float()
@@ -180,7 +186,7 @@ def _read(file: Path, size: int, changed: int) -> tuple[str, Tensor, str]:
         raise ValueError(f"of at most {MAX_BYTES:,} bytes; this has {size:,}")
     data = file.read_bytes()
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # a mark that says so is no character
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from None
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)

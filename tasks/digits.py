@@ -34,7 +34,8 @@ class Digits(Task):
     held-out digits, 2.2911 (``ln 10`` is 2.3026).
 
     Args:
-        permuted: Whether the pixels come in the random order.
+        permuted: Whether the pixels come in the random order. ``trainer.eval_size=360`` evaluates
+            on each held-out digit once.
 
     Reference:
         Le, Jaitly & Hinton, "A simple way to initialize recurrent networks of rectified linear

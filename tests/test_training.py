@@ -26,7 +26,7 @@ from rnngrad.norms import log10_mean, log10_rms
 from rnngrad.optim import OPTIMS
 from rnngrad.regularization import REGULARIZERS
 from rnngrad.report import figure, main, write
-from rnngrad.runs import BPTT, COLUMNS, METRICS, Run, table
+from rnngrad.runs import BPTT, COLUMNS, METRICS, Run, differences, table
 from rnngrad.task import TASKS, Batch, Task, training_generator
 from rnngrad.tracking import Result, Tracker, heatmap
 from rnngrad.training import evaluate, train
@@ -446,9 +446,14 @@ def test_with_bptt_clip_the_norms_are_of_the_clipped_error_and_say_so(
     history = run.bptt["l0"]
     assert history.clipped is not None and history.clipped.shape == history.hidden.shape
     assert (history.clipped >= 0).all() and 0 < history.clipped.mean() <= 1
+    fraction = run.summary["bptt_clip_fraction"]
+    assert fraction == pytest.approx(history.clipped.mean())
+    assert "as clipped at every t" in figure([run]).get_suptitle()
     if tbptt is None:
         assert (history.hidden <= -3 + 1e-6).all()
     plain, _, _ = small_run(tmp_path / "b", task=made, cell="lstm", tbptt=tbptt)
+    assert "before clipping" in figure([plain]).get_suptitle()
+    assert plain.summary["bptt_clip_fraction"] is None
     assert plain.bptt["l0"].clipped is None and (plain.bptt["l0"].hidden > -3).any()
     events = EventAccumulator(str(tmp_path / "a"))
     events.Reload()
@@ -717,6 +722,35 @@ def test_the_table_has_a_line_a_run_also_for_one_that_has_logged_nothing(
         lines = table([finished, Run(tmp_path)]).splitlines()
     assert len(lines) == 4 and "running" in lines[3] and "completed" in lines[2]
     assert len(set(map(len, lines))) == 1
+
+
+def configured(path: Path, **settings: Any) -> Run:
+    small_run(path, steps=1)
+    (path / ".hydra").mkdir()
+    config = {"seed": 0, "cell": {"name": "rnn", "nonlinearity": "tanh"}, "optim": {"name": "sgd"}}
+    (path / ".hydra" / "config.yaml").write_text(json.dumps(config | settings))
+    return Run(path)
+
+
+def test_runs_are_told_apart_by_what_their_names_do_not_say(tmp_path: Path) -> None:
+    runs = [
+        configured(tmp_path / "a"),
+        configured(tmp_path / "b", seed=1),
+        configured(tmp_path / "c", optim={"name": "adam"}),
+        configured(tmp_path / "d", cell={"name": "rnn", "nonlinearity": "relu"}),
+        configured(tmp_path / "e", cell={"name": "lstm", "forget_bias": None}),
+    ]
+    tanh = "cell.nonlinearity=tanh optim=sgd"
+    assert differences(runs) == [
+        tanh,
+        tanh,
+        "cell.nonlinearity=tanh optim=adam",
+        "cell.nonlinearity=relu optim=sgd",
+        "optim=sgd",
+    ]
+    assert differences(runs[:2]) == ["", ""] and "settings" not in table(runs[:2])
+    lines = table(runs).splitlines()
+    assert "optim=adam" in lines[4] and len(set(map(len, lines))) == 1
 
 
 def test_a_sweep_directory_lists_its_runs(finished: Run) -> None:

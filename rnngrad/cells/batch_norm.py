@@ -122,7 +122,9 @@ class BatchNormRNNPart(BatchNormPart):
     The sum of both products is normalised, as in the authors' code for their figure 1.
 
     Args:
-        gamma: Initial gain; at 1 the gradient vanishes, at 0.1 hardly.
+        gamma: Initial gain. The smaller, the slower the gradient vanishes where the recurrence is
+            the identity (``init.recurrent=identity``, as in the paper); what divides the sums is
+            their deviation, so it depends on the input.
         max_steps: Time steps with statistics of their own; later ones share the last's.
         momentum: Share of the newest batch in the statistics for evaluation.
         nonlinearity: ``tanh`` or ``relu``.
