@@ -133,6 +133,7 @@ def _draw_losses(axis: Axes, runs: Sequence[Run]) -> None:
             metrics["eval_loss"][there],
             _DASHES[number // len(_COLOURS) % len(_DASHES)],
             color=_COLOURS[number % len(_COLOURS)],
+            marker="o" if there.sum() == 1 else None,  # a line of one point cannot be seen
             label=name,
         )
     for chance in sorted({run.summary["chance_loss"] for run in runs}):
