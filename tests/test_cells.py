@@ -381,7 +381,12 @@ def test_a_steps_statistics_are_plain_means_at_first_and_then_moving_ones() -> N
         share = max(0.25, 1 / count)
         expected += share * (batch.mean().item() - expected)
     assert norm.running_mean[1].item() == pytest.approx(expected)
-    assert norm.running_mean[[0, 2]].eq(0).all() and norm.num_batches_tracked.tolist() == [0, 7, 0]
+    assert norm.running_mean[[0, 2]].eq(0).all() and norm.num_batches_tracked == [0, 7, 0]
+    other = BatchNormOverTime(1, False, gamma=1.0, max_steps=3, momentum=0.25).double()
+    other.load_state_dict(norm.state_dict())
+    assert other.num_batches_tracked == [0, 7, 0]
+    a = torch.randn(2, 1, dtype=torch.float64)
+    assert torch.equal(other.eval()(a, 5), norm.eval()(a, 5))
 
 
 def test_a_single_sequence_has_no_batch_statistics() -> None:

@@ -38,7 +38,6 @@ class BatchNormOverTime(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
-    num_batches_tracked: Tensor
 
     def __init__(
         self, num_features: int, shift: bool, *, gamma: float, max_steps: int, momentum: float
@@ -50,7 +49,6 @@ class BatchNormOverTime(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_features)) if shift else None
         self.register_buffer("running_mean", torch.empty(max_steps, num_features))
         self.register_buffer("running_var", torch.empty(max_steps, num_features))
-        self.register_buffer("num_batches_tracked", torch.zeros(max_steps, dtype=torch.long))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -60,7 +58,7 @@ class BatchNormOverTime(nn.Module):
             nn.init.zeros_(self.bias)
         self.running_mean.zero_()
         self.running_var.fill_(1)
-        self.num_batches_tracked.zero_()
+        self.num_batches_tracked = [0] * self.max_steps
 
     def forward(self, a: Tensor, t: int = 0) -> Tensor:
         """Normalises ``a [B, F]`` of time step ``t``.
@@ -77,9 +75,10 @@ class BatchNormOverTime(nn.Module):
                 )
             index = min(t, self.max_steps - 1)
             self.num_batches_tracked[index] += 1
-            momentum = max(momentum, 1 / int(self.num_batches_tracked[index]))
+            momentum = max(momentum, 1 / self.num_batches_tracked[index])
         else:
-            index = min(t, max(int(self.num_batches_tracked.count_nonzero()), 1) - 1)
+            seen = self.max_steps - self.num_batches_tracked.count(0)
+            index = min(t, max(seen, 1) - 1)
         return batch_norm(
             a,
             self.running_mean[index],
@@ -90,6 +89,16 @@ class BatchNormOverTime(nn.Module):
             momentum,
             self.eps,
         )
+
+    # numbers of Python's, which torch.func's transforms let us count: as a tensor only when saved
+
+    def get_extra_state(self) -> Tensor:
+        """``num_batches_tracked``, for ``state_dict``."""
+        return torch.tensor(self.num_batches_tracked)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Takes it back."""
+        self.num_batches_tracked = state.tolist()
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, max_steps={self.max_steps}, momentum={self.momentum}"
