@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnngrad.bptt import LayerRecord, record
-from rnngrad.cells import CELLS, CellPart
+from rnngrad.cells import CELLS, CellPart, RNNCell
+from rnngrad.kernels.activations import ACTIVATIONS
 from rnngrad.nn import GRU, LSTM, RNN, unroll
 from rnngrad.parts import MISSING, InputError
 
@@ -313,11 +314,15 @@ def _central_difference(loss: Any, name: str, kept: LayerRecord, epsilon: float 
 
 
 def _cell_of(layer: nn.RNNBase, name: str, input_size: int) -> Any:
-    """torch.nn's cell with one layer's own parameters."""
-    kinds: dict[str, Any] = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell}
-    cell = kinds.get(layer.mode, nn.RNNCell)(input_size, layer.hidden_size, layer.bias)
-    if layer.mode == "RNN_RELU":
-        cell.nonlinearity = "relu"
+    """torch.nn's cell, or ours if it has none, with one layer's own parameters."""
+    sizes = (input_size, layer.hidden_size, layer.bias)
+    cell: Any
+    if layer.mode in ("LSTM", "GRU"):
+        cell = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell}[layer.mode](*sizes)
+    elif layer.mode in ("RNN_TANH", "RNN_RELU"):
+        cell = nn.RNNCell(*sizes, nonlinearity=layer.mode.removeprefix("RNN_").lower())
+    else:
+        cell = RNNCell(*sizes, nonlinearity=str(layer.nonlinearity))
     for kind in dict(cell.named_parameters()):
         setattr(cell, kind, getattr(layer, f"{kind}_{name}"))
     return cell.to(layer.weight_hh_l0.dtype)
@@ -356,8 +361,7 @@ def all_checks() -> Iterator[tuple[str, dict[str, float]]]:
     torch.manual_seed(SEED)
     x = torch.randn(5, 3, 4, dtype=torch.float64)
     kinds: list[tuple[type[Any], dict[str, Any]]] = [
-        (RNN, {}),
-        (RNN, {"nonlinearity": "relu"}),
+        *((RNN, {"nonlinearity": name} if name != "tanh" else {}) for name in ACTIVATIONS),
         (LSTM, {}),
         (GRU, {}),
     ]
@@ -395,7 +399,7 @@ def main() -> None:
         f"Largest relative difference to float64 autograd (at most {TOLERANCE:g} is right), and of"
     )
     print(f"<dL/dh_1, v> to a central difference (hidden_diff, at most {DIFFERENCE_TOLERANCE:g})\n")
-    print(" " * 52 + "".join(column.rjust(13) for column in columns))
+    print(" " * 56 + "".join(column.rjust(13) for column in columns))
     wrong = 0
     count = 0
     for name, errors in all_checks():
@@ -403,7 +407,7 @@ def main() -> None:
         right = is_right(errors)
         wrong += not right
         cells = [f"{errors[c]:.1e}" if c in errors else "-" for c in columns]
-        print(name.ljust(52) + "".join(cell.rjust(13) for cell in cells), "" if right else "WRONG")
+        print(name.ljust(56) + "".join(cell.rjust(13) for cell in cells), "" if right else "WRONG")
     print(f"\n{count - wrong} right, {wrong} wrong, in {time.perf_counter() - start:.0f} s")
     sys.exit(1 if wrong else 0)
 

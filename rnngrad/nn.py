@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from rnngrad import bptt
 from rnngrad.bptt_clip import BPTTClip, RunClip, clip_of, running
+from rnngrad.kernels.activations import ACTIVATIONS, mode_of
 from rnngrad.kernels.interface import Walk
 from rnngrad.recurrence import Recurrence
 
@@ -43,6 +44,7 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Runs the layer over time; arguments, shapes and errors are torch.nn's."""
         if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+            self._check_export()
             return super().forward(input, hx)  # an exported graph is torch.nn's, with our weights
         if "torch._dynamo" in sys.modules:
             # a kernel is compiled already; dynamo's import costs a second, so only where somebody
@@ -52,10 +54,20 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
 
     def __prepare_scriptable__(self) -> torch.nn.RNNBase:
         """TorchScript cannot script a hand-written backward: it gets torch.nn's layer instead."""
+        self._check_export()
         kind: Any = _TORCH[self.mode]
         plain: torch.nn.RNNBase = kind.__new__(kind)
         plain.__dict__.update(self.__dict__)
         return plain
+
+    def _check_export(self) -> None:
+        """Refuses to hand out torch.nn's layer where that computes something else."""
+        if self.mode not in _TORCH:
+            raise NotImplementedError(
+                f"{type(self).__name__}: torch.nn has no layer of mode {self.mode} that could be "
+                "scripted, traced or exported; rnngrad.cells.RNNCell through rnngrad.nn.unroll can "
+                "be traced and exported, for one length of the sequence"
+            )
 
     def _run(self, input: Any, hx: Any) -> Any:
         """Any accepted input -> ``[T, B, I]`` -> the layers -> the form the input came in."""
@@ -206,7 +218,37 @@ def _run_uncompiled(layer: _Layer, input: Any, hx: Any) -> Any:
 
 # torch.nn's class comes after ours, so that its forward is what `super().forward` means
 class RNN(_Layer, torch.nn.RNN):
-    """Elman's layer, ``h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``; see torch.nn.RNN."""
+    """Elman's layer, ``h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``; see torch.nn.RNN.
+
+    ``nonlinearity`` may also be ``sigmoid``, ``linear`` (``φ(a) = a``), ``leaky_relu`` with slope
+    0.01, or ``elu`` with α = 1. torch.nn has no layer that such a one could be exported as.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = args[3] if len(args) > 3 else kwargs.get("nonlinearity", "tanh")
+        if given not in ACTIVATIONS:
+            raise ValueError(
+                f"RNN: nonlinearity must be one of {', '.join(ACTIVATIONS)}, got {given!r}"
+            )
+        if mode_of(given) in _TORCH:
+            super().__init__(*args, **kwargs)
+            return
+        # torch.nn's constructor refuses the others; what it makes is the same for all of them
+        if len(args) > 3:
+            args = (*args[:3], "tanh", *args[4:])
+        else:
+            kwargs = kwargs | {"nonlinearity": "tanh"}
+        super().__init__(*args, **kwargs)
+        self.nonlinearity, self.mode = given, mode_of(given)
+
+    def flatten_parameters(self) -> None:
+        """Lays the weights out for cuDNN, which has none but torch.nn's two nonlinearities."""
+        if self.mode in _TORCH:
+            super().flatten_parameters()
+
+    def extra_repr(self) -> str:
+        shown = "" if self.mode in _TORCH else f", nonlinearity={self.nonlinearity}"
+        return super().extra_repr() + shown
 
 
 class LSTM(_Layer, torch.nn.LSTM):

@@ -520,5 +520,6 @@ def test_what_a_unit_remembers_is_its_own_weight_to_the_power_of_the_lag() -> No
 
 
 def test_a_kernel_runs_only_what_it_has() -> None:
-    assert isinstance(CELLS.default("rnn", hidden_size=4).layers(3), RNN)
-    assert isinstance(CELLS.default("rnn", hidden_size=4, nonlinearity="elu").layers(3), Unrolled)
+    for name, kind in (("tanh", RNN), ("sigmoid", RNN), ("prelu", Unrolled), ("modrelu", Unrolled)):
+        layers = CELLS.default("rnn", hidden_size=4, nonlinearity=name).layers(3)
+        assert type(layers) is kind, name

@@ -12,6 +12,7 @@ from torch import Tensor
 from rnngrad.bptt import Call
 from rnngrad.cells import CELLS
 from rnngrad.check import all_checks, compare_cell, compare_layer, is_right
+from rnngrad.kernels.activations import ACTIVATIONS
 from rnngrad.kernels.interface import Recording
 from rnngrad.nn import LSTM, RNN
 
@@ -41,6 +42,8 @@ def test_every_layer_and_registered_cell_is_checked_in_each_of_its_variants() ->
     assert "cell rnn nonlinearity=modrelu, unrolled" in names
     for layer in ("RNN", "LSTM", "GRU"):
         assert sum(name.startswith(f"rnngrad.nn.{layer}(") for name in names) >= 8
+    for activation in ACTIVATIONS[1:]:
+        assert sum(name.startswith(f"rnngrad.nn.RNN({activation}") for name in names) >= 8
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import copy
 import io
 import itertools
 import pickle
+import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from rnngrad.bptt import record
+from rnngrad.cells import RNNCell
+from rnngrad.cells.base import Unrolled
 from rnngrad.check import compare_layer, is_right
+from rnngrad.kernels.activations import ACTIVATIONS
 from rnngrad.nn import GRU, LSTM, RNN, convert
 
 KINDS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
@@ -25,6 +30,8 @@ KINDS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     "lstm_projected": (LSTM, nn.LSTM, {"proj_size": 3}),
     "gru": (GRU, nn.GRU, {}),
 }
+OWN = {f"rnn_{name}": (RNN, None, {"nonlinearity": name}) for name in ACTIVATIONS[2:]}
+"""Those that torch.nn has no layer of."""
 NOTICE = "ignore:LSTM with projections is not supported with oneDNN"
 
 pytestmark = [pytest.mark.filterwarnings(NOTICE), pytest.mark.usefixtures("every_kernel")]
@@ -33,6 +40,13 @@ pytestmark = [pytest.mark.filterwarnings(NOTICE), pytest.mark.usefixtures("every
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Any:
     return KINDS[request.param]
+
+
+@pytest.fixture(params=KINDS | OWN)
+def ours(request: pytest.FixtureRequest) -> Any:
+    make, _, options = (KINDS | OWN)[request.param]
+    torch.manual_seed(0)
+    return make(4, 6, 2, **options)
 
 
 def pair(kind: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -89,7 +103,21 @@ GRID = [
 def test_outputs_gradients_and_norms_equal_float64_autograd_through_a_loop_of_cells(
     name: str, layers: int, both: bool, first: bool, packed: bool, bias: bool, given: bool
 ) -> None:
-    make, _, options = KINDS[name]
+    compare_with_the_loop(name, layers, both, first, packed, bias, given)
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(("layers", "both", "first", "packed", "bias", "given"), GRID[::21])
+def test_the_activations_that_torch_nn_lacks_equal_the_loop_as_well(
+    name: str, layers: int, both: bool, first: bool, packed: bool, bias: bool, given: bool
+) -> None:
+    compare_with_the_loop(name, layers, both, first, packed, bias, given)
+
+
+def compare_with_the_loop(
+    name: str, layers: int, both: bool, first: bool, packed: bool, bias: bool, given: bool
+) -> None:
+    make, _, options = (KINDS | OWN)[name]
     torch.manual_seed(1)
     layer = make(
         2,
@@ -112,9 +140,9 @@ def test_outputs_gradients_and_norms_equal_float64_autograd_through_a_loop_of_ce
     assert ("cell_norm" in errors) == (name == "lstm")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    name=st.sampled_from(["rnn_tanh", "lstm", "gru"]),
+    name=st.sampled_from(["rnn_tanh", "lstm", "gru", *OWN]),
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5),
     hidden=st.integers(1, 5),
     layers=st.integers(1, 2),
@@ -123,7 +151,7 @@ def test_outputs_gradients_and_norms_equal_float64_autograd_through_a_loop_of_ce
 def test_any_lengths_and_sizes_agree_with_the_loop(
     name: str, lengths: list[int], hidden: int, layers: int, seed: int
 ) -> None:
-    make, _, options = KINDS[name]
+    make, _, options = (KINDS | OWN)[name]
     torch.manual_seed(seed)
     layer = make(2, hidden, layers, bidirectional=seed % 2 == 0, dtype=torch.float64, **options)
     x = torch.randn(max(lengths), len(lengths), 2, dtype=torch.float64)
@@ -192,6 +220,40 @@ def test_initial_values_and_state_dict_are_torch_nns_both_ways(kind: Any) -> Non
     make_torch(4, 6, 2, bidirectional=True, **options).load_state_dict(states[0])
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_any_nonlinearity_has_the_parameters_of_torch_nns_rnn(name: str) -> None:
+    layers: list[Any] = []
+    for make, arguments in ((nn.RNN, ()), (RNN, (name,)), (partial(RNN, nonlinearity=name), ())):
+        torch.manual_seed(5)
+        layers.append(make(4, 6, 2, *arguments, bidirectional=True))
+    theirs, *ours = layers
+    for layer in ours:
+        assert layer.nonlinearity == name and layer.mode == f"RNN_{name.upper()}"
+        assert (f"nonlinearity={name}" in repr(layer)) == (f"rnn_{name}" in OWN)
+        assert list(layer.state_dict()) == list(theirs.state_dict())
+        assert all(map(torch.equal, layer.parameters(), theirs.parameters()))
+        theirs.load_state_dict(layer.state_dict())
+
+
+@pytest.mark.parametrize("name", ["sin", "RELU", None, ["tanh"]])
+def test_a_nonlinearity_that_there_is_not_is_refused_with_those_that_there_are(name: Any) -> None:
+    with pytest.raises(ValueError, match=f"{', '.join(ACTIVATIONS)}, got {re.escape(repr(name))}"):
+        RNN(4, 6, nonlinearity=name)
+    with pytest.raises(ValueError, match="must be one of"):
+        RNN(4, 6, 1, name)
+
+
+def test_cudnn_is_asked_for_a_layout_only_of_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.nn asks whenever a layer is moved; for another mode that raises, on a GPU."""
+    asked = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda layer: asked.append(layer.mode))
+    for name in ACTIVATIONS:
+        layer = RNN(4, 6, nonlinearity=name)
+        asked.clear()
+        layer.double().flatten_parameters()
+        assert asked == ([layer.mode] * 2 if f"rnn_{name}" in KINDS else [])
+
+
 @pytest.mark.parametrize("make", [RNN, LSTM, GRU])
 def test_the_example_of_torchs_documentation_runs_unchanged(make: Any) -> None:
     rnn = make(10, 20, 2)
@@ -245,8 +307,7 @@ def test_states_of_another_kind_of_layer_are_refused(kind: Any) -> None:
             ours(torch.zeros(7, 5, 4), hx)
 
 
-def test_output_may_be_changed_in_place(kind: Any) -> None:
-    ours, _ = pair(kind, 4, 6)
+def test_output_may_be_changed_in_place(ours: Any) -> None:
     x = torch.randn(7, 5, 4)
     ours(x)[0].sum().backward()
     once = [p.grad.clone() for p in ours.parameters()]
@@ -264,11 +325,10 @@ def test_frozen_weights_and_inputs_without_gradient_get_none(kind: Any) -> None:
         assert layer.weight_hh_l0.grad is None and layer.weight_ih_l0.grad is not None
 
 
-def test_copies_and_pickles_give_the_same_layer(kind: Any) -> None:
-    ours, _ = pair(kind, 4, 6, 2)
+def test_copies_and_pickles_give_the_same_layer(ours: Any) -> None:
     x = torch.randn(7, 5, 4)
     for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):  # noqa: S301
-        assert type(twin) is type(ours)
+        assert type(twin) is type(ours) and repr(twin) == repr(ours)
         assert torch.equal(twin(x)[0], ours(x)[0])
     buffer = io.BytesIO()
     torch.save(ours.state_dict(), buffer)
@@ -276,9 +336,9 @@ def test_copies_and_pickles_give_the_same_layer(kind: Any) -> None:
     ours.load_state_dict(torch.load(buffer, weights_only=True))
 
 
-@pytest.mark.parametrize("name", ["rnn_tanh", "lstm", "lstm_projected", "gru"])
+@pytest.mark.parametrize("name", ["rnn_tanh", "lstm", "lstm_projected", "gru", *OWN])
 def test_gradcheck(name: str) -> None:
-    make, _, options = KINDS[name]
+    make, _, options = (KINDS | OWN)[name]
     layer = make(2, 4, 2, bidirectional=True, dtype=torch.float64, **options)
     x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: flat(layer(x)[1]) + [layer(x)[0]], x)
@@ -294,8 +354,7 @@ def test_double_backward_names_unroll(kind: Any) -> None:
         torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
 
 
-def test_autocast_computes_in_the_weights_own_precision_and_is_recorded(kind: Any) -> None:
-    ours, _ = pair(kind, 4, 6)
+def test_autocast_computes_in_the_weights_own_precision_and_is_recorded(ours: Any) -> None:
     x = torch.randn(7, 5, 4)
     plain = outcome(ours, x)
     with torch.autocast("cpu", torch.bfloat16), record(ours) as tape:
@@ -306,8 +365,7 @@ def test_autocast_computes_in_the_weights_own_precision_and_is_recorded(kind: An
         assert ours(x.bfloat16())[0].dtype == torch.float32
 
 
-def test_bfloat16_layers_agree_with_float64_to_their_rounding(kind: Any) -> None:
-    ours, _ = pair(kind, 4, 6)
+def test_bfloat16_layers_agree_with_float64_to_their_rounding(ours: Any) -> None:
     x = torch.randn(7, 5, 4)
     exact = outcome(copy.deepcopy(ours).double(), x.double())
     rough = outcome(ours.bfloat16(), x.bfloat16())
@@ -380,6 +438,45 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     )
     yield
     torch.distributed.destroy_process_group()
+
+
+def scripted(model: nn.Module, x: Tensor) -> Any:
+    return torch.jit.script(model)
+
+
+def traced(model: nn.Module, x: Tensor) -> Any:
+    return torch.jit.trace(model, x)
+
+
+def exported(model: nn.Module, x: Tensor) -> Any:
+    return torch.export.export(model, (x,))
+
+
+def to_onnx(model: nn.Module, x: Tensor) -> Any:
+    return torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("way", [scripted, traced, exported, to_onnx])
+def test_what_torch_nn_has_no_layer_of_is_not_exported_as_another(name: str, way: Any) -> None:
+    make, _, options = OWN[name]
+    with pytest.raises(Exception, match=f"mode {name.upper()} that could be.*unroll"):
+        way(Inside(make(4, 6, **options)).eval(), torch.randn(7, 5, 4))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_what_the_refusal_names_instead_can_be_traced() -> None:
+    layer = RNN(4, 6, nonlinearity="sigmoid")
+    cell = RNNCell(4, 6, nonlinearity="sigmoid")
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in layer.state_dict().items()})
+    x = torch.randn(7, 5, 4)
+    trace: Any = torch.jit.trace(Inside(Unrolled([cell])), x)
+    x = torch.randn(7, 5, 4)
+    torch.testing.assert_close(trace(x), layer(x)[0])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from rnngrad.kernels.activations import ALPHA, NEGATIVE_SLOPE
+
 
 class ModReLU(nn.Module):
     """``sign(a) ∘ relu(|a| + b)``, with a learned ``b`` per unit; starts at ``U(-0.01, 0.01)``.
@@ -35,9 +37,9 @@ NONLINEARITIES: dict[str, Callable[[int], nn.Module]] = {
     "tanh": lambda size: nn.Tanh(),
     "sigmoid": lambda size: nn.Sigmoid(),
     "relu": lambda size: nn.ReLU(),
-    "leaky_relu": lambda size: nn.LeakyReLU(),
+    "leaky_relu": lambda size: nn.LeakyReLU(NEGATIVE_SLOPE),
     "prelu": lambda size: nn.PReLU(),
-    "elu": lambda size: nn.ELU(),
+    "elu": lambda size: nn.ELU(ALPHA),
     "linear": lambda size: nn.Identity(),
     "modrelu": ModReLU,
 }

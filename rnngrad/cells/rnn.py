@@ -12,10 +12,8 @@ from torch.nn.functional import linear
 from rnngrad.bptt_clip import preactivation
 from rnngrad.cells.base import CELLS, CellPart
 from rnngrad.cells.nonlinearity import NONLINEARITIES
+from rnngrad.kernels.activations import ACTIVATIONS
 from rnngrad.nn import RNN
-
-KERNELS = ("tanh", "relu")
-"""Nonlinearities that ``rnngrad.nn.RNN`` has; the others are unrolled."""
 
 
 class RNNCell(torch.nn.RNNCell):
@@ -52,9 +50,9 @@ class RNNPart(CellPart):
     """Vanilla RNN.
 
     Args:
-        nonlinearity: ``tanh`` and ``relu`` have kernels. ``prelu`` has one learned slope for
-            negative values, which starts at 0.25 (He et al., 2015); ``modrelu`` has a learned bias
-            per unit (Arjovsky, Shah & Bengio, 2016); ``leaky_relu`` has slope 0.01, ``elu`` α = 1.
+        nonlinearity: ``leaky_relu`` has slope 0.01, ``elu`` α = 1. Two have parameters, and no
+            kernel: ``prelu`` one learned slope for negative values, which starts at 0.25 (He et
+            al., 2015), ``modrelu`` a learned bias per unit (Arjovsky, Shah & Bengio, 2016).
 
     Reference:
         Elman, "Finding structure in time", Cognitive Science 1990.
@@ -66,12 +64,12 @@ class RNNPart(CellPart):
 
     @property
     def recomputes(self) -> bool:
-        return self.nonlinearity in KERNELS
+        return self.nonlinearity in ACTIVATIONS
 
     def cell(self, input_size: int) -> RNNCell:
         return RNNCell(input_size, self.hidden_size, nonlinearity=self.nonlinearity)
 
     def layers(self, input_size: int) -> torch.nn.Module:
-        if self.nonlinearity not in KERNELS:
+        if not self.recomputes:
             return super().layers(input_size)
         return RNN(input_size, self.hidden_size, self.num_layers, nonlinearity=self.nonlinearity)

@@ -25,7 +25,7 @@ def kernel_for(mode: str, x: Tensor, projected: bool) -> Kernel:
     """The fastest kernel for a layer and its input.
 
     Args:
-        mode: torch.nn's: ``RNN_TANH``, ``RNN_RELU``, ``LSTM`` or ``GRU``.
+        mode: The layer's: ``LSTM``, ``GRU``, or ``RNN_`` and one of ``activations.ACTIVATIONS``.
         x: ``[..., T, B, I]``.
         projected: Whether the layer has a ``proj_size``.
     """

@@ -3,79 +3,37 @@
 ``count`` units are worked on, ``j`` bytes from the beginning of every block ``[rows, H]``; the
 blocks of one step lie ``span`` bytes apart. Equations and names as in ``reference``. A cell's
 ``back`` takes all of them at once, its phases one after the other through memory.
+
+A vanilla RNN needs two equations, at the end: its activation, and the way back through that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from numba import njit
 
+from rnngrad.kernels.activations import ALPHA, NEGATIVE_SLOPE, mode_of
 from rnngrad.kernels.loops import (
     Phases,
     backward,
     clipped_backward,
     forward,
+    named_after,
     nothing,
     total_gradient,
 )
-from rnngrad.kernels.vector import load, sigmoid, store, tanh, unless_negative
-
-
-@njit(forceinline=True)
-def _tanh_ahead(p, count, j, span, a, h_prev, h, c_prev, c, output):
-    state = tanh(load(p, a + j, count))
-    store(h + j, count, state)
-    store(output + j, count, state)
-
-
-@njit(forceinline=True)
-def _tanh_alpha(d, state):
-    return d * (1.0 - state * state)
-
-
-@njit(forceinline=True)
-def _tanh_back(p, count, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha):
-    state = load(p, h + j, count)
-    d = total_gradient(p, count, j, e, carry_h)
-    store(delta + j, count, d)
-    store(alpha + j, count, _tanh_alpha(d, state))
-
-
-@njit(forceinline=True)
-def _tanh_gates(
-    p, count, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha
-):
-    store(alpha + j, count, _tanh_alpha(load(p, delta + j, count), load(p, h + j, count)))
-
-
-@njit(forceinline=True)
-def _relu_ahead(p, count, j, span, a, h_prev, h, c_prev, c, output):
-    sums = load(p, a + j, count)
-    state = unless_negative(sums, sums)
-    store(h + j, count, state)
-    store(output + j, count, state)
-
-
-@njit(forceinline=True)
-def _relu_alpha(d, state):
-    # chosen, not multiplied: 0 · inf would be NaN where torch's gradient is 0
-    return unless_negative(state, d)
-
-
-@njit(forceinline=True)
-def _relu_back(p, count, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha):
-    d = total_gradient(p, count, j, e, carry_h)
-    store(delta + j, count, d)
-    store(alpha + j, count, _relu_alpha(d, load(p, h + j, count)))
-
-
-@njit(forceinline=True)
-def _relu_gates(
-    p, count, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha
-):
-    store(alpha + j, count, _relu_alpha(load(p, delta + j, count), load(p, h + j, count)))
+from rnngrad.kernels.vector import (
+    expm1,
+    if_positive,
+    load,
+    sigmoid,
+    store,
+    tanh,
+    unless_negative,
+)
 
 
 @njit(forceinline=True)
@@ -203,81 +161,6 @@ def _gru_rest(p, count, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, d
     store(alpha + 2 * span + j, count, d_n * r)
 
 
-# Numba's cache knows a function by its code and by what it closes over, which in a dispatcher made
-# here is new in every process: what is compiled and kept must be a plain function of the module.
-
-_rnn_tanh_ahead_in_slices = forward(1, 1, _tanh_ahead)
-_rnn_tanh_back_in_slices = backward(1, 1, _tanh_back)
-_rnn_tanh_clipped_in_slices = clipped_backward(1, 1, Phases(nothing, _tanh_gates, nothing, (0, 1)))
-
-
-def _rnn_tanh_forward(p):
-    _rnn_tanh_ahead_in_slices(p)
-
-
-def _rnn_tanh_backward(p):
-    _rnn_tanh_back_in_slices(p)
-
-
-def _rnn_tanh_clipped(p):
-    _rnn_tanh_clipped_in_slices(p)
-
-
-_rnn_relu_ahead_in_slices = forward(1, 1, _relu_ahead)
-_rnn_relu_back_in_slices = backward(1, 1, _relu_back)
-_rnn_relu_clipped_in_slices = clipped_backward(1, 1, Phases(nothing, _relu_gates, nothing, (0, 1)))
-
-
-def _rnn_relu_forward(p):
-    _rnn_relu_ahead_in_slices(p)
-
-
-def _rnn_relu_backward(p):
-    _rnn_relu_back_in_slices(p)
-
-
-def _rnn_relu_clipped(p):
-    _rnn_relu_clipped_in_slices(p)
-
-
-_lstm_ahead_in_slices = forward(4, 4, _lstm_ahead)
-_lstm_back_in_slices = backward(4, 4, _lstm_back)
-_lstm_clipped_in_slices = clipped_backward(
-    4, 4, Phases(_lstm_to_cell, _lstm_gates, nothing, (0, 4))
-)
-
-
-def _lstm_forward(p):
-    _lstm_ahead_in_slices(p)
-
-
-def _lstm_backward(p):
-    _lstm_back_in_slices(p)
-
-
-def _lstm_clipped(p):
-    _lstm_clipped_in_slices(p)
-
-
-_gru_ahead_in_slices = forward(3, 4, _gru_ahead)
-_gru_back_in_slices = backward(3, 4, _gru_back)
-_gru_clipped_in_slices = clipped_backward(
-    3, 4, Phases(nothing, _gru_gates, _gru_rest, (3, 4), (0, 2))
-)
-
-
-def _gru_forward(p):
-    _gru_ahead_in_slices(p)
-
-
-def _gru_backward(p):
-    _gru_back_in_slices(p)
-
-
-def _gru_clipped(p):
-    _gru_clipped_in_slices(p)
-
-
 class Cell(NamedTuple):
     """A cell's kernels, to be compiled: ``(p) -> None``.
 
@@ -301,10 +184,143 @@ class Cell(NamedTuple):
         return self.kept or self.gates
 
 
+def _all_slices(p):
+    every_slice(p)  # noqa: F821, a global of the functions that are made of this one
+
+
+def _kernel(name: str, every_slice: Any) -> Any:
+    """What is compiled and kept: a function with a name of its own that closes over nothing.
+
+    Numba's cache knows a function by its name, its code and what it closes over. In a dispatcher
+    made here the last is new in every process, so that the function has it as a global instead.
+    """
+    made = FunctionType(
+        _all_slices.__code__, {"__name__": __name__, "every_slice": every_slice}, name
+    )
+    made.__qualname__ = name
+    return made
+
+
+def _cell(mode: str, gates: int, kept: int, ahead: Any, back: Any, phases: Phases) -> Cell:
+    blocks = kept or gates
+    return Cell(
+        gates,
+        kept,
+        _kernel(f"{mode}_forward", forward(gates, blocks, ahead)),
+        _kernel(f"{mode}_backward", backward(gates, blocks, back)),
+        _kernel(f"{mode}_clipped", clipped_backward(gates, blocks, phases)),
+    )
+
+
+def _rnn(mode: str, activation: Any, through: Any) -> Cell:
+    """A vanilla RNN.
+
+    Args:
+        mode: Its name.
+        activation: From the pre-activations to the state.
+        through: From ``∂L/∂h_t`` and the state to ``α``.
+    """
+
+    @njit(forceinline=True)
+    @named_after(activation)
+    def ahead(p, count, j, span, a, h_prev, h, c_prev, c, output):
+        state = activation(load(p, a + j, count))
+        store(h + j, count, state)
+        store(output + j, count, state)
+
+    @njit(forceinline=True)
+    @named_after(through)
+    def back(p, count, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha):
+        state = load(p, h + j, count)
+        d = total_gradient(p, count, j, e, carry_h)
+        store(delta + j, count, d)
+        store(alpha + j, count, through(d, state))
+
+    @njit(forceinline=True)
+    @named_after(through)
+    def gates(p, count, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha):
+        store(alpha + j, count, through(load(p, delta + j, count), load(p, h + j, count)))
+
+    return _cell(mode, 1, 0, ahead, back, Phases(nothing, gates, nothing, (0, 1)))
+
+
+@njit(forceinline=True)
+def _tanh(a):
+    return tanh(a)
+
+
+@njit(forceinline=True)
+def _through_tanh(d, h):
+    return d * (1.0 - h * h)
+
+
+@njit(forceinline=True)
+def _relu(a):
+    return unless_negative(a, a)
+
+
+@njit(forceinline=True)
+def _through_relu(d, h):
+    # chosen, not multiplied: 0 · inf would be NaN where torch's gradient is 0
+    return unless_negative(h, d)
+
+
+@njit(forceinline=True)
+def _sigmoid(a):
+    return sigmoid(a)
+
+
+@njit(forceinline=True)
+def _through_sigmoid(d, h):
+    return d * (h * (1.0 - h))
+
+
+@njit(forceinline=True)
+def _linear(a):
+    return a
+
+
+@njit(forceinline=True)
+def _through_linear(d, h):
+    return d
+
+
+@njit(forceinline=True)
+def _leaky_relu(a):
+    return if_positive(a, a, NEGATIVE_SLOPE * a)
+
+
+@njit(forceinline=True)
+def _through_leaky_relu(d, h):
+    return if_positive(h, d, NEGATIVE_SLOPE * d)
+
+
+@njit(forceinline=True)
+def _elu(a):
+    return if_positive(a, a, ALPHA * expm1(a))
+
+
+@njit(forceinline=True)
+def _through_elu(d, h):
+    return if_positive(h, d, d * (h + ALPHA))
+
+
+_ACTIVATIONS = {
+    "tanh": (_tanh, _through_tanh),
+    "relu": (_relu, _through_relu),
+    "sigmoid": (_sigmoid, _through_sigmoid),
+    "linear": (_linear, _through_linear),
+    "leaky_relu": (_leaky_relu, _through_leaky_relu),
+    "elu": (_elu, _through_elu),
+}
+
 CELLS = {
-    "RNN_TANH": Cell(1, 0, _rnn_tanh_forward, _rnn_tanh_backward, _rnn_tanh_clipped),
-    "RNN_RELU": Cell(1, 0, _rnn_relu_forward, _rnn_relu_backward, _rnn_relu_clipped),
-    "LSTM": Cell(4, 4, _lstm_forward, _lstm_backward, _lstm_clipped),
-    "GRU": Cell(3, 4, _gru_forward, _gru_backward, _gru_clipped),
+    **{mode_of(name): _rnn(mode_of(name), *both) for name, both in _ACTIVATIONS.items()},
+    "LSTM": _cell(
+        "LSTM", 4, 4, _lstm_ahead, _lstm_back, Phases(_lstm_to_cell, _lstm_gates, nothing, (0, 4))
+    ),
+    "GRU": _cell(
+        "GRU", 3, 4, _gru_ahead, _gru_back, Phases(nothing, _gru_gates, _gru_rest, (3, 4), (0, 2))
+    ),
 }
 """By torch.nn's ``mode``."""

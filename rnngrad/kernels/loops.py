@@ -212,7 +212,7 @@ def _add_weight_gradients(p, gates, blocks, index, low, high, n, alphas, stride,
             )  # fmt: skip
 
 
-def _named_after(equations: Any) -> Any:
+def named_after(equations: Any) -> Any:
     """Decorator: a name of its own for a function made for a cell.
 
     Numba makes a linker's symbol of a function's name and of a number that it counts up in every
@@ -231,7 +231,7 @@ def _over_slices(run_slice: Any) -> Any:
     """Slices one after the other, until none is left that another thread has not begun."""
 
     @njit
-    @_named_after(run_slice)
+    @named_after(run_slice)
     def every_slice(p):
         index = take(p, NEXT)
         while index < field(p, SLICES):
@@ -245,7 +245,7 @@ def forward(gates: int, blocks: int, ahead: Any) -> Any:
     """The way there of a cell."""
 
     @njit
-    @_named_after(ahead)
+    @named_after(ahead)
     def run_slice(p, index):
         size = itemsize(p)
         steps, batch = field(p, STEPS), field(p, BATCH)
@@ -378,7 +378,7 @@ def _over_units(equations: Any) -> Any:
     """Equations on ``units`` units, ``j`` bytes from the beginning of every block."""
 
     @njit(forceinline=True)
-    @_named_after(equations)
+    @named_after(equations)
     def every_unit(
         p, units, j, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha
     ):  # fmt: skip
@@ -431,7 +431,7 @@ def backward(gates: int, blocks: int, back: Any) -> Any:
     every_unit = _over_units(back)
 
     @njit(forceinline=True)
-    @_named_after(back)
+    @named_after(back)
     def step_back(
         p, n, spots, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha
     ):  # fmt: skip
@@ -455,7 +455,7 @@ def clipped_backward(gates: int, blocks: int, phases: Phases) -> Any:
     second, after_second = phases.second
 
     @njit
-    @_named_after(phases.gates)
+    @named_after(phases.gates)
     def step_back(
         p, n, spots, span, a, h_prev, h, c_prev, c, e, carry_h, carry_c, delta, cell, alpha
     ):  # fmt: skip
@@ -509,7 +509,7 @@ def _through_time(gates: int, blocks: int, step_back: Any, leave: Any) -> Any:
     """The way back, given a step's equations and what is done to that which leaves the step."""
 
     @njit
-    @_named_after(step_back)
+    @named_after(step_back)
     def run_slice(p, index):
         size = itemsize(p)
         steps, batch = field(p, STEPS), field(p, BATCH)

@@ -14,11 +14,14 @@ with the forget gate of Gers 2000; Cho 2014 with the reset gate after the produc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from rnngrad.kernels.activations import ALPHA, NEGATIVE_SLOPE, mode_of
 from rnngrad.kernels.interface import (
     Gradients,
     Incoming,
@@ -128,11 +131,38 @@ class _Steps(Protocol):
         """Takes ``e [T, B, P]`` back through time, and what is carried, which is overwritten."""
 
 
-class _RNN:
-    """``h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` with ``φ`` tanh or relu."""
+class _Activation(NamedTuple):
+    """``h = φ(a)``.
 
-    def __init__(self, nonlinearity: str) -> None:
-        self.relu = nonlinearity == "relu"
+    Args:
+        apply_: In place.
+        slope: ``φ'(a)`` from ``h``, which the gradient is multiplied with; ``None`` for relu, which
+            has no factor: 0 · inf would be NaN where torch's gradient is 0.
+    """
+
+    apply_: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor] | None
+
+
+def _leaky_slope(h: Tensor) -> Tensor:
+    return torch.full_like(h, NEGATIVE_SLOPE).masked_fill_(h > 0, 1)
+
+
+_ACTIVATIONS = {
+    "tanh": _Activation(Tensor.tanh_, lambda h: 1 - h * h),
+    "relu": _Activation(Tensor.relu_, None),
+    "sigmoid": _Activation(Tensor.sigmoid_, lambda h: h * (1 - h)),
+    "linear": _Activation(lambda h: h, torch.ones_like),
+    "leaky_relu": _Activation(lambda h: F.leaky_relu_(h, NEGATIVE_SLOPE), _leaky_slope),
+    "elu": _Activation(lambda h: F.elu_(h, ALPHA), lambda h: (h + ALPHA).masked_fill_(h > 0, 1)),
+}
+
+
+class _RNN:
+    """``h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``."""
+
+    def __init__(self, activation: _Activation) -> None:
+        self.apply_, self.slope = activation
 
     def forward(
         self, walk: Walk, w: Weights, gates: Tensor, hs: Tensor, cs: Tensor | None
@@ -145,7 +175,7 @@ class _RNN:
         )
         for a, h_prev, h in steps:
             torch.addmm(a, h_prev, w_hh, out=h)
-            h.relu_() if self.relu else h.tanh_()
+            self.apply_(h)
         return _Saved(gates, hs, cs)
 
     def backward(
@@ -160,8 +190,7 @@ class _RNN:
     ) -> _Back:
         gates, hs, *_ = saved
         h = walk.after(hs)
-        # relu has no factor: 0 · inf would be NaN where torch's gradient is 0
-        factor = h <= 0 if self.relu else 1 - h * h
+        factor = h <= 0 if self.slope is None else self.slope(h)
         alpha, delta = torch.zeros_like(gates), torch.zeros_like(h)
         zero = h.new_zeros(())
         steps = zip(
@@ -172,7 +201,7 @@ class _RNN:
             torch.add(e, r, out=d)
             if at_state:
                 clip(s, d)
-            if self.relu:
+            if self.slope is None:
                 torch.where(f, zero, d, out=a)
             else:
                 torch.mul(d, f, out=a)
@@ -349,8 +378,7 @@ class _GRU:
 
 
 _STEPS: dict[str, _Steps] = {
-    "RNN_TANH": _RNN("tanh"),
-    "RNN_RELU": _RNN("relu"),
+    **{mode_of(name): _RNN(activation) for name, activation in _ACTIVATIONS.items()},
     "LSTM": _LSTM(),
     "GRU": _GRU(),
 }

@@ -63,6 +63,10 @@ def lanes_of(p: types.CPointer) -> int:
     return REGISTER_BYTES // size_of(p)
 
 
+_EXP_TAIL = (0.49999993, 0.16666521, 0.041668388, 0.0083687169, 0.0013814598)
+"""``(e^r - 1 - r) / r²``, minimax for ``|r| <= ln 2 / 2``: relative error of ``e^r`` 3e-9."""
+
+
 class Emitter:
     """LLVM instructions on vectors of one type."""
 
@@ -171,27 +175,44 @@ class Emitter:
         """``e^x``; float32 to 2 ulp, subnormal results included."""
         if self.dtype is types.float64:
             return self.lane_by_lane("exp", x)
-        x = self.at_most(self.at_least(x, -110.0), 90.0)
-        # x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 · 2^23 rounds to an integer in the low bits
-        shift = 12582912.0
+        n, r = self.reduced(self.at_most(self.at_least(x, -110.0), 90.0))
+        value = self.polynomial(r, [1.0, 1.0, *_EXP_TAIL])
+        # 2^n as two factors, neither of which leaves the range when the result does not
+        half = self.builder.ashr(n, ir.Constant(self.integers, [1] * self.lanes))
+        for part in (half, self.builder.sub(n, half)):
+            value = self.builder.fmul(value, self.power_of_two(part))
+        return value
+
+    def expm1(self, x: Any) -> Any:
+        """``e^x - 1`` of ``x <= 0``; float32 to 2 ulp, the zeros' signs included."""
+        if self.dtype is types.float64:
+            return self.lane_by_lane("expm1", x)
+        n, r = self.reduced(self.at_most(self.at_least(x, -20.0), 0.0))
+        # 2^n (e^r - 1) + (2^n - 1): the two have one sign, or n is 0
+        value = self.fma(self.builder.fmul(r, r), self.polynomial(r, list(_EXP_TAIL)), r)
+        power = self.power_of_two(n)
+        value = self.fma(power, value, self.builder.fsub(power, self.constant(1.0)))
+        copysign = self.function(f"llvm.copysign.{self.name}", self.type, self.type, self.type)
+        return self.builder.call(copysign, [value, x])
+
+    def reduced(self, x: Any) -> tuple[Any, Any]:
+        """``x = n ln 2 + r`` in float32: the integer ``n``, and ``r``, at most ``ln 2 / 2``."""
+        shift = 12582912.0  # adding 1.5 · 2^23 rounds to an integer in the low bits
         shifted = self.fma(x, self.constant(1.44269504), self.constant(shift))
         n = self.builder.fsub(shifted, self.constant(shift))
         r = self.fma(n, self.constant(-0.693359375), x)
         r = self.fma(n, self.constant(2.12194440e-4), r)
-        # minimax on that interval, relative error 3e-9
-        tail = [0.49999993, 0.16666521, 0.041668388, 0.0083687169, 0.0013814598]
-        value = self.polynomial(r, [1.0, 1.0, *tail])
         integer = self.builder.sub(
             self.builder.bitcast(shifted, self.integers),
             ir.Constant(self.integers, [0x4B400000] * self.lanes),
         )
-        # 2^n as two factors, neither of which leaves the range when the result does not
-        half = self.builder.ashr(integer, ir.Constant(self.integers, [1] * self.lanes))
-        for part in (half, self.builder.sub(integer, half)):
-            biased = self.builder.add(part, ir.Constant(self.integers, [127] * self.lanes))
-            bits = self.builder.shl(biased, ir.Constant(self.integers, [23] * self.lanes))
-            value = self.builder.fmul(value, self.builder.bitcast(bits, self.type))
-        return value
+        return integer, r
+
+    def power_of_two(self, n: Any) -> Any:
+        """``2^n`` in float32, of integers whose power is no subnormal number."""
+        biased = self.builder.add(n, ir.Constant(self.integers, [127] * self.lanes))
+        bits = self.builder.shl(biased, ir.Constant(self.integers, [23] * self.lanes))
+        return self.builder.bitcast(bits, self.type)
 
     def sigmoid(self, x: Any) -> Any:
         """``1 / (1 + e^-x)``: accurate where it is small, as a nearly closed gate is."""
@@ -389,7 +410,7 @@ def _of_one(name: str) -> Any:
     return function
 
 
-sigmoid, tanh = _of_one("sigmoid"), _of_one("tanh")
+sigmoid, tanh, expm1 = _of_one("sigmoid"), _of_one("tanh"), _of_one("expm1")
 
 
 @intrinsic
@@ -401,6 +422,17 @@ def unless_negative(typing: Any, x: Any, value: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[1])
 
     return value(x, value), lower
+
+
+@intrinsic
+def if_positive(typing: Any, x: Any, value: Any, other: Any) -> Any:
+    """``value`` where ``x > 0``; ``other`` where it is not, or is NaN."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], args[2])
+
+    return value(x, value, other), lower
 
 
 @intrinsic
