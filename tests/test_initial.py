@@ -66,7 +66,7 @@ def test_slopes_are_those_of_an_independent_measurement(
     ]
     mean, deviation = np.mean(found), np.std(found, ddof=1)
     assert abs(mean - slope) < 3 * deviation * np.sqrt(1 + 1 / 10)
-    assert mean == pytest.approx(slope, rel=0.08)
+    assert mean == pytest.approx(slope, rel=0.05)
 
 
 BANDS = [
