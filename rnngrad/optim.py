@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -80,11 +80,13 @@ class Adam(Optim):
         Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015.
     """
 
+    _kind: ClassVar[type[torch.optim.Adam]] = torch.optim.Adam
+
     betas: tuple[Annotated[float, FRACTION], Annotated[float, FRACTION]]
     eps: Annotated[float, POSITIVE]
 
     def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
+        return self._kind(
             parameters,
             lr=self.lr,
             betas=self.betas,
@@ -107,15 +109,7 @@ class AdamW(Adam):
         Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019.
     """
 
-    def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameters,
-            lr=self.lr,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            fused=True,
-        )
+    _kind: ClassVar[type[torch.optim.Adam]] = torch.optim.AdamW
 
 
 @OPTIMS.register("sgd")
