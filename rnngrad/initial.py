@@ -65,7 +65,7 @@ def gaussian(steps: int = 400, batch: int = 16, inputs: int = 7, seed: int = 0) 
     return torch.randn(steps, batch, inputs, generator=generator, dtype=torch.float64)
 
 
-def profile(cell: CellPart, init: Init, x: Tensor, seed: int) -> Floats:
+def lag_profile(cell: CellPart, init: Init, x: Tensor, seed: int) -> Floats:
     """``log10`` of the root mean square over the batch of ``‖∂L/∂h_{T-k}‖``, by lag ``[T]``.
 
     In float64, with a loss on the last state alone, a sum of its units.
@@ -181,7 +181,7 @@ def measured_profiles() -> dict[str, dict[str, list[Floats]]]:
         cell = CELLS.default("rnn", hidden_size=64, nonlinearity=phi)
         init = INITS.default("torch", **RECURRENT[scheme])
         found.setdefault(phi, {})[scheme] = [
-            profile(cell, init, gaussian(seed=seed), seed) for seed in SEEDS
+            lag_profile(cell, init, gaussian(seed=seed), seed) for seed in SEEDS
         ]
     return found
 
@@ -222,7 +222,7 @@ def _lines(profiles: Mapping[str, Mapping[str, Sequence[Floats]]]) -> Iterator[s
     for title, name, changes in CELL_ROWS:
         cell = CELLS.default(name, hidden_size=64, **changes)
         init = INITS.default("torch")
-        found = [decay(profile(cell, init, gaussian(seed=seed), seed)) for seed in SEEDS]
+        found = [decay(lag_profile(cell, init, gaussian(seed=seed), seed)) for seed in SEEDS]
         r2 = np.mean([line.r2 for line in found])
         yield f"| {title} | {_spread([line.slope for line in found])} | {r2:.3f} |"
     yield ""

@@ -87,7 +87,7 @@ class Omega(Regularizer):
 
     Reference:
         Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML
-        2013, section 3.3.
+        2013, and the code at github.com/pascanur/trainingRNNs.
     """
 
     needs_gradients: ClassVar[bool] = True
@@ -142,7 +142,7 @@ class Orthogonality(Regularizer):
 
     Reference:
         Vorontsov, Trabelsi, Kadoury & Pal, "On orthogonality and learning recurrent networks with
-        long term dependencies", ICML 2017, equation 6.
+        long term dependencies", ICML 2017.
     """
 
     weight: Annotated[float, POSITIVE]

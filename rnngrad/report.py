@@ -63,7 +63,7 @@ def initial_figure(profiles: Mapping[str, Mapping[str, Any]]) -> Figure:
     """``log10 ‖∂L/∂h_{T-k}‖`` against the lag, a panel an activation, a line an initialisation.
 
     Args:
-        profiles: By activation and scheme, as from ``rnngrad.initial.profile``.
+        profiles: By activation and scheme, as from ``rnngrad.initial.lag_profile``.
     """
     with matplotlib.rc_context(_STYLE):
         rows = -(-len(profiles) // 4)

@@ -60,8 +60,7 @@ def truncated_backward(
         overlap (``k2 > k1``), ``direct_norm`` of a layer under another one is NaN.
 
     Reference:
-        Sutskever, "Training recurrent neural networks", PhD thesis, University of Toronto 2013,
-        section 2.8.6.
+        Sutskever, "Training recurrent neural networks", PhD thesis, University of Toronto 2013.
     """
     ends = [*range(k1, len(inputs), k1), len(inputs)]
     ways = [_Way(max(0, end - k2), own, end) for own, end in zip([0, *ends], ends, strict=False)]

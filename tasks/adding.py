@@ -47,7 +47,7 @@ class Adding(VariableLength):
         Hochreiter & Schmidhuber, "Long short-term memory", 1997, experiment 4 (signed); Arjovsky,
         Shah & Bengio, "Unitary evolution recurrent neural networks", ICML 2016, section 5.2 (sum);
         Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML
-        2013, section 4.1, by its code (mean).
+        2013, by its code (mean).
     """
 
     input_size: ClassVar[int] = 2
@@ -105,7 +105,7 @@ class Adding(VariableLength):
         """By form.
 
         With sum, a mean squared error under 0.01, a sixteenth of chance. With mean, under 1 % of
-        sequences wrong (Pascanu 2013, section 4.1). With signed, an error under 0.01 and no
+        sequences wrong (Pascanu 2013). With signed, an error under 0.01 and no
         sequence wrong (Hochreiter & Schmidhuber 1997: of the 2000 most recent).
         """
         if self.form == "mean":

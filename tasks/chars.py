@@ -48,7 +48,7 @@ class Chars(Task):
     Reference:
         Sutskever, Martens & Hinton, "Generating text with recurrent neural networks", ICML 2011;
         Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML
-        2013, section 4.2, with the Penn Treebank.
+        2013, with the Penn Treebank.
     """
 
     last_step_only: ClassVar[bool] = False

@@ -39,7 +39,7 @@ class Digits(Task):
 
     Reference:
         Le, Jaitly & Hinton, "A simple way to initialize recurrent networks of rectified linear
-        units", 2015, section 4.3, with MNIST; the images are of Alpaydin & Kaynak, "Optical
+        units", 2015, with MNIST; the images are of Alpaydin & Kaynak, "Optical
         recognition of handwritten digits", UCI Machine Learning Repository, 1998.
     """
 

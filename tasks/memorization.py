@@ -40,7 +40,7 @@ class Memorization(VariableLength):
     Reference:
         Martens & Sutskever, "Learning recurrent neural networks with Hessian-free optimization",
         ICML 2011; Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural
-        networks", ICML 2013, section 4.1, by its code.
+        networks", ICML 2013, by its code.
     """
 
     last_step_only: ClassVar[bool] = False
@@ -91,5 +91,5 @@ class Memorization(VariableLength):
         return logits
 
     def solved(self, loss: float, accuracy: float) -> bool:
-        """Under 1 % of sequences wrong (Pascanu 2013, section 4.1)."""
+        """Under 1 % of sequences wrong (Pascanu 2013)."""
         return accuracy > 0.99

@@ -44,8 +44,8 @@ class Multiplication(VariableLength):
 
     Reference:
         Hochreiter & Schmidhuber, "Long short-term memory", 1997, experiment 5; Pascanu, Mikolov &
-        Bengio, "On the difficulty of training recurrent neural networks", ICML 2013, section 4.1,
-        by its code.
+        Bengio, "On the difficulty of training recurrent neural networks", ICML 2013, by
+        its code.
     """
 
     input_size: ClassVar[int] = 2
@@ -96,7 +96,7 @@ class Multiplication(VariableLength):
     def solved(self, loss: float, accuracy: float) -> bool:
         """By form.
 
-        With pascanu2013, under 1 % of sequences wrong (section 4.1). With hochreiter1997, under 13
+        With pascanu2013, under 1 % of sequences wrong (Pascanu 2013). With hochreiter1997, under 13
         in 2000 (experiment 5, the stricter of its two rules).
         """
         return accuracy > (0.99 if self.form == "pascanu2013" else 1 - 13 / 2000)

@@ -36,8 +36,8 @@ class Permutation(VariableLength):
     Reference:
         Hochreiter & Schmidhuber, "Long short-term memory", 1997, experiment 2; Martens & Sutskever,
         "Learning recurrent neural networks with Hessian-free optimization", ICML 2011; Pascanu,
-        Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML 2013,
-        section 4.1, by its code: the last step alone is scored.
+        Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML
+        2013, by its code: the last step alone is scored.
     """
 
     last_step_only: ClassVar[bool] = True
@@ -77,5 +77,5 @@ class Permutation(VariableLength):
         return logits
 
     def solved(self, loss: float, accuracy: float) -> bool:
-        """Under 1 % of sequences wrong (Pascanu 2013, section 4.1)."""
+        """Under 1 % of sequences wrong (Pascanu 2013)."""
         return accuracy > 0.99

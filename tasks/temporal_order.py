@@ -44,8 +44,8 @@ class TemporalOrder(VariableLength):
 
     Reference:
         Hochreiter & Schmidhuber, "Long short-term memory", 1997, experiments 6a and 6b; Pascanu,
-        Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML 2013,
-        section 4.1, by its code.
+        Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML
+        2013, by its code.
     """
 
     last_step_only: ClassVar[bool] = True
@@ -105,7 +105,7 @@ class TemporalOrder(VariableLength):
     def solved(self, loss: float, accuracy: float) -> bool:
         """By form.
 
-        With pascanu2013, under 1 % of sequences wrong (section 4.1). With hochreiter1997, an error
+        With pascanu2013, under 1 % of sequences wrong (Pascanu 2013). With hochreiter1997, an error
         under 0.1 and no sequence wrong (experiment 6: of the 2000 most recent; there the error is
         the squared one of logistic outputs).
         """

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 def test_a_linear_orthogonal_recurrence_has_the_slope_of_its_gain(gain: float) -> None:
     cell = CELLS.default("rnn", hidden_size=8, nonlinearity="linear")
     init = INITS.default("torch", recurrent="orthogonal", recurrent_scale=gain)
-    found = initial.decay(initial.profile(cell, init, initial.gaussian(60, 3), 0))
+    found = initial.decay(initial.lag_profile(cell, init, initial.gaussian(60, 3), 0))
     # weights are drawn in float32
     assert found.slope == pytest.approx(np.log10(gain), abs=1e-6)
     assert gain == 1 or found.r2 == pytest.approx(1, abs=1e-9)
@@ -27,7 +27,7 @@ def test_a_linear_orthogonal_recurrence_has_the_slope_of_its_gain(gain: float) -
 def test_a_profile_is_that_of_autograd_on_a_loop() -> None:
     x = initial.gaussian(30, 4)
     cell = CELLS.default("rnn", hidden_size=6, nonlinearity="tanh")
-    profile = initial.profile(cell, INITS.default("torch"), x, seed=3)
+    profile = initial.lag_profile(cell, INITS.default("torch"), x, seed=3)
     torch.manual_seed(3)  # as the profile draws: layers, then the initialisation
     rnn = cell.layers(x.shape[-1])
     INITS.default("torch")(rnn)
@@ -61,7 +61,7 @@ def test_slopes_are_those_of_an_independent_measurement(
     part = CELLS.default(cell, hidden_size=64, **changes)
     made = INITS.default("torch", **init)
     found = [
-        initial.decay(initial.profile(part, made, initial.gaussian(seed=seed), seed)).slope
+        initial.decay(initial.lag_profile(part, made, initial.gaussian(seed=seed), seed)).slope
         for seed in range(10)
     ]
     mean, deviation = np.mean(found), np.std(found, ddof=1)
@@ -109,7 +109,7 @@ def test_the_page_has_a_row_for_every_activation_and_cell() -> None:
     cell = CELLS.default(name, hidden_size=64, **changes)
     slopes = [
         initial.decay(
-            initial.profile(cell, INITS.default("torch"), initial.gaussian(seed=seed), seed)
+            initial.lag_profile(cell, INITS.default("torch"), initial.gaussian(seed=seed), seed)
         ).slope
         for seed in initial.SEEDS
     ]
