@@ -17,22 +17,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rnngrad.report.style import COLOURS, DASHES, STYLE
 from rnngrad.runs import Run, differences, find_runs, table
 
 PANELS = 5
 """Runs that get a panel of their own; more share one."""
 MOMENTS = 6
 """Training steps shown in a run's panel."""
-
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-"""Okabe and Ito's colours, which the colour-blind can tell apart."""
-_DASHES = ("-", "--", "-.", ":")
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 def figure(runs: Sequence[Run]) -> Figure:
@@ -43,7 +34,7 @@ def figure(runs: Sequence[Run]) -> Figure:
     """
     apart = len(runs) <= PANELS
     count = 1 + (len(runs) if apart else 1)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         drawn, axes = plt.subplots(1, count, figsize=(3.6 * count, 3.4), layout="constrained")
         _draw_losses(axes[0], runs)
         if apart:
@@ -65,15 +56,15 @@ def initial_figure(profiles: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
         profiles: By activation and scheme, as from ``rnngrad.initial.lag_profile``.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         rows = -(-len(profiles) // 4)
         drawn, axes = plt.subplots(
             rows, 4, figsize=(13, 3.2 * rows), layout="constrained", sharex=True, squeeze=False
         )
         for axis, (activation, lines) in zip(axes.flat, profiles.items(), strict=False):
             for number, (scheme, profile) in enumerate(lines.items()):
-                style = _DASHES[number // len(_COLOURS)]
-                colour = _COLOURS[number % len(_COLOURS)]
+                style = DASHES[number // len(COLOURS)]
+                colour = COLOURS[number % len(COLOURS)]
                 axis.plot(np.where(np.isfinite(profile), profile, np.nan), style,
                           color=colour, label=scheme)  # fmt: skip
             axis.set_title(activation)
@@ -91,7 +82,7 @@ def initial_figure(profiles: Mapping[str, Mapping[str, Any]]) -> Figure:
 def bench_figure(tables: Sequence[Any], conditions: Mapping[str, str]) -> Figure:
     """How many times faster than each rival, by layer and shape; tables of ``rnngrad.bench``."""
     chosen = [table for table in tables if "JAX (ms)" in table.columns]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         drawn, axes = plt.subplots(
             1, len(chosen), figsize=(6.4 * len(chosen), 4.2), layout="constrained", squeeze=False
         )
@@ -112,7 +103,7 @@ def _draw_speeds(axis: Axes, table: Any) -> None:
         label = {"cells": "a loop of cells, retain_grad", "JAX": "jitted JAX scan"}.get(
             label, label
         )
-        axis.plot(ratios, places, "osD"[rival], color=_COLOURS[rival], label=label, markersize=5)
+        axis.plot(ratios, places, "osD"[rival], color=COLOURS[rival], label=label, markersize=5)
     axis.axvline(1, color="grey", linewidth=0.8)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:g}")
@@ -131,8 +122,8 @@ def _draw_losses(axis: Axes, runs: Sequence[Run]) -> None:
         axis.plot(
             metrics["step"][there],
             metrics["eval_loss"][there],
-            _DASHES[number // len(_COLOURS) % len(_DASHES)],
-            color=_COLOURS[number % len(_COLOURS)],
+            DASHES[number // len(COLOURS) % len(DASHES)],
+            color=COLOURS[number % len(COLOURS)],
             marker="o" if there.sum() == 1 else None,  # a line of one point cannot be seen
             label=name,
         )
@@ -143,7 +134,7 @@ def _draw_losses(axis: Axes, runs: Sequence[Run]) -> None:
             ha="right", va="bottom", color="0.4", fontsize=8,
         )  # fmt: skip
     axis.set(xlabel="training step", ylabel="evaluation loss", yscale="log", title="Loss")
-    if len(runs) <= 2 * len(_COLOURS):
+    if len(runs) <= 2 * len(COLOURS):
         axis.legend(fontsize=7, loc="lower left")
 
 
@@ -168,8 +159,8 @@ def _draw_last_profiles(axis: Axes, runs: Sequence[Run]) -> None:
             profile = run.bptt[layer].hidden[-1]
             axis.plot(
                 np.where(np.isfinite(profile), profile, np.nan),
-                _DASHES[number // len(_COLOURS) % len(_DASHES)],
-                color=_COLOURS[number % len(_COLOURS)],
+                DASHES[number // len(COLOURS) % len(DASHES)],
+                color=COLOURS[number % len(COLOURS)],
                 label=name,
             )
     axis.set(xlabel="time step $t$", title="Gradient through time, last logged step")
@@ -260,7 +251,3 @@ def _tensorboard() -> str:
     if shutil.which("tensorboard") or not beside.exists():
         return "tensorboard"
     return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
-
-
-if __name__ == "__main__":
-    main()
