@@ -22,6 +22,13 @@ BPTT = "bptt.f64"
 layer ``T`` values of each quantity. A record cut off at the end of the file is not there."""
 BPTT_LAYOUT = "bptt.json"
 """``T`` and the layers' quantities, in the order of a record."""
+MEASURES = "measures.f64"
+"""As ``BPTT``, one record a measured step: the step, then each quantity's values."""
+MEASURES_LAYOUT = "measures.json"
+"""How many values each quantity has, in the order of a record."""
+UPDATES = "updates.f32"
+"""Three float32 an update: loss, ``log10`` of the gradient's norm before clipping, and the clip
+coefficient."""
 
 COLUMNS = (
     "step",
@@ -143,6 +150,43 @@ class Run:
                 clipped=fields.get((layer, "clipped")),
             )
             for layer in layout["layers"]
+        }
+
+    @property
+    def measures(self) -> dict[str, npt.NDArray[Any]]:
+        """What ``rnngrad.measure`` has measured: ``step [M]``, numbers ``[M]``, vectors ``[M, n]``.
+
+        Nothing, if nothing has been measured yet.
+        """
+        layout_path = self.path / MEASURES_LAYOUT
+        if not layout_path.exists() or not (self.path / MEASURES).exists():
+            return {}
+        layout: dict[str, int] = json.loads(layout_path.read_text(encoding="utf-8"))
+        values = np.fromfile(self.path / MEASURES, dtype=np.float64)
+        size = 1 + sum(layout.values())
+        table = values[: len(values) // size * size].reshape(-1, size)
+        fields: dict[str, npt.NDArray[Any]] = {"step": table[:, 0].astype(np.int64)}
+        start = 1
+        for name, length in layout.items():
+            part = table[:, start : start + length]
+            fields[name] = part[:, 0] if length == 1 else part
+            start += length
+        return fields if len(table) else {}
+
+    @property
+    def updates(self) -> dict[str, npt.NDArray[Any]]:
+        """Every update, not only the logged ones: columns ``[N]``.
+
+        ``step`` from 1, ``loss``, ``log10_grad_norm`` before clipping, ``clip_coef``.
+        """
+        path = self.path / UPDATES
+        values = np.fromfile(path, dtype=np.float32) if path.exists() else np.empty(0, np.float32)
+        table = values[: len(values) // 3 * 3].reshape(-1, 3).astype(np.float64)
+        return {
+            "step": np.arange(1, len(table) + 1),
+            "loss": table[:, 0],
+            "log10_grad_norm": table[:, 1],
+            "clip_coef": table[:, 2],
         }
 
 

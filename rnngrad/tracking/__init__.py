@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import os
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,18 @@ from rnngrad import __version__
 from rnngrad.bptt import LayerRecord
 from rnngrad.model import layer_key
 from rnngrad.norms import log10_mean, log10_rms
-from rnngrad.runs import BPTT, BPTT_LAYOUT, COLUMNS, METRICS, SUMMARY, Floats, Run
+from rnngrad.runs import (
+    BPTT,
+    BPTT_LAYOUT,
+    COLUMNS,
+    MEASURES,
+    MEASURES_LAYOUT,
+    METRICS,
+    SUMMARY,
+    UPDATES,
+    Floats,
+    Run,
+)
 
 TAGS = {
     "loss": "loss/train",
@@ -133,16 +145,37 @@ class Tracker:
         self._csv.writeheader()
         self._bptt = (self.directory / BPTT).open("wb")
         self._layout: dict[str, Any] | None = None
+        self._measures = (self.directory / MEASURES).open("wb")
+        self._measured: dict[str, int] | None = None
+        self._updates = (self.directory / UPDATES).open("wb")
         self._board = SummaryWriter(str(self.directory))
         self._clock = (0, time.perf_counter())
         self._drawn = 0
         self._within: list[float] = []
+
+    def updated(self, loss: float, grad_norm_pre: float, clip_coef: float) -> None:
+        """One update, logged or not."""
+        exponent = math.log10(grad_norm_pre) if grad_norm_pre else -math.inf
+        self._updates.write(struct.pack("<3f", _float32(loss), exponent, clip_coef))
+
+    def measured(self, step: int, quantities: Mapping[str, float | Floats]) -> None:
+        """What was measured at a step, by name: numbers, and vectors that keep their length."""
+        values = {name: np.atleast_1d(value) for name, value in quantities.items()}
+        layout = {name: len(value) for name, value in values.items()}
+        if self._measured is None:
+            self._measured = layout
+            _replace(self.directory / MEASURES_LAYOUT, json.dumps(layout))
+        if layout != self._measured:
+            raise ValueError(f"step {step}: measured {layout}, but the run has {self._measured}")
+        self._measures.write(np.concatenate([[float(step)], *values.values()]).tobytes())
+        self._measures.flush()
 
     def log(self, row: Mapping[str, float], records: Mapping[str, LayerRecord]) -> None:
         """One row of metrics.csv, and the recorded gradients if there are any."""
         step = int(row["step"])
         self._csv.writerow(row)
         self._metrics.flush()
+        self._updates.flush()
         for column, value in row.items():
             if column != "step":
                 self._board.add_scalar(tag(column), value, step)
@@ -182,6 +215,8 @@ class Tracker:
         self._draw(self._clock[0])
         self._metrics.close()
         self._bptt.close()
+        self._measures.close()
+        self._updates.close()
         self._board.close()
         self._write_summary()
 
@@ -229,7 +264,8 @@ class Tracker:
 
     def _clear(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        for pattern in (BPTT_LAYOUT, METRICS, BPTT, "events.out.tfevents.*"):
+        mine = (METRICS, BPTT_LAYOUT, BPTT, MEASURES_LAYOUT, MEASURES, UPDATES)
+        for pattern in (*mine, "events.out.tfevents.*"):
             for path in self.directory.glob(pattern):
                 path.unlink()
 
@@ -337,6 +373,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _float32(value: float) -> float:
+    """What ``struct`` can pack: beyond float32's range it raises instead of rounding."""
+    return math.copysign(math.inf, value) if abs(value) > 3.4e38 else value
 
 
 def _replace(path: Path, text: str) -> None:
