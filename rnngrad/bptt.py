@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -26,6 +26,56 @@ _LEAF = torch.zeros((), requires_grad=True)
 
 class Recordable:
     """Marks a layer that reports its own gradients over time (those of ``rnngrad.nn``)."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What it takes to go over a layer's call again; see ``rnngrad.dynamics``.
+
+    Weights are the module's, as they are when the call is gone over. Columns are in the caller's
+    order.
+
+    Args:
+        module: The layer or cell, itself.
+        suffix: ``l<layer>``, with ``_reverse`` for the direction from the end; ``l0`` of a cell.
+        input: What came in ``[T, B, I]``. It shares the call's memory.
+        state: The initial ``(h_0,)`` or ``(h_0, c_0)``, ``[B, ·]``; empty if a cell was given none.
+        start: ``t`` of the first step, which a cell with ``takes_time`` is told.
+        lengths: Of packed sequences ``[B]``.
+    """
+
+    module: nn.Module
+    suffix: str
+    input: Tensor
+    state: tuple[Tensor, ...]
+    start: int = 0
+    lengths: Tensor | None = None
+    version: int = field(default=0, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        suffix: str,
+        x: Tensor,
+        state: tuple[Tensor, ...],
+        start: int = 0,
+        lengths: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> Trajectory:
+        """That of a call with ``x [T, B, I]``; ``columns`` puts its rows in the caller's order."""
+        x, state = x.detach(), tuple(part.detach().clone() for part in state)
+        if x.dim() == 2:  # one sequence, unbatched
+            x, state = x.unsqueeze(1), tuple(part.unsqueeze(0) for part in state)
+        if columns is not None:
+            x, state = x[:, columns], tuple(part[columns] for part in state)
+            lengths = None if lengths is None else lengths[columns.cpu()]
+        return cls(module, suffix, x, state, start, lengths, x._version)
+
+    @property
+    def reverse(self) -> bool:
+        """Whether the call went from the last step to the first."""
+        return self.suffix.endswith("_reverse")
 
 
 @dataclass(frozen=True)
@@ -51,6 +101,8 @@ class LayerRecord:
             changed: by value of the entries, by norm of the rows, which are the gates', or those of
             ``h`` and ``c``. At site ``carry`` index ``t`` is the step that sends back. ``None``
             without clipping.
+        trajectory: What it takes to go over the call again; ``None`` unless
+            ``record(trajectory=True)``.
     """
 
     hidden_norm: Tensor
@@ -60,6 +112,7 @@ class LayerRecord:
     hidden_grad: Tensor | None = None
     cell_grad: Tensor | None = None
     clipped: Tensor | None = None
+    trajectory: Trajectory | None = None
 
 
 class record:  # lower case like torch.no_grad: it reads as a statement
@@ -73,6 +126,7 @@ class record:  # lower case like torch.no_grad: it reads as a statement
         weight: Also measure each step's contribution to ``∂L/∂W_hh``; costs a good part of a pass.
             A cell that uses ``weight_hh`` twice in a step then has its sum over steps in another
             order, and so rounded differently.
+        trajectory: Also keep each call's input and initial state, for ``rnngrad.dynamics``.
 
     Raises:
         ValueError: There is nothing to record in the model.
@@ -96,7 +150,14 @@ class record:  # lower case like torch.no_grad: it reads as a statement
         tensor([0., 0., 0., 1.], dtype=torch.float64)
     """
 
-    def __init__(self, model: nn.Module, *, full: bool = False, weight: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        full: bool = False,
+        weight: bool = False,
+        trajectory: bool = False,
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"record: model must be a torch.nn.Module, got {type(model).__name__}")
         paths = {}
@@ -105,12 +166,13 @@ class record:  # lower case like torch.no_grad: it reads as a statement
             paths[id(module)] = path
         if not any(may_record(module) for module in model.modules()):
             raise ValueError(_nothing_to_record(model))
-        self._model, self._paths, self._full, self._weight = model, paths, full, weight
+        self._model, self._paths = model, paths
+        self._kept = {"full": full, "weight": weight, "trajectory": trajectory}
 
     def __enter__(self) -> Tape:
         if _ACTIVE.get() is not None:
             raise RuntimeError("record: blocks do not nest; end the first one before the second")
-        self._tape = Tape(self._model, self._paths, full=self._full, weight=self._weight)
+        self._tape = Tape(self._model, self._paths, **self._kept)
         _ACTIVE.set(self._tape)
         return self._tape
 
@@ -132,10 +194,17 @@ class Tape(Mapping[str, LayerRecord]):
     """
 
     def __init__(
-        self, model: nn.Module, paths: dict[int, str], *, full: bool, weight: bool
+        self,
+        model: nn.Module,
+        paths: dict[int, str],
+        *,
+        full: bool = False,
+        weight: bool = False,
+        trajectory: bool = False,
     ) -> None:
         self.full = full
         self.weight = weight
+        self.trajectory = trajectory
         self._model = model
         self._paths = paths  # of the modules, by their id
         self._calls: dict[str, list[Call]] = {}
@@ -267,6 +336,7 @@ class Call:
         self._clips = clips
         self._beyond = beyond  # [T, B], where a packed sequence has ended
         self._columns = columns  # the caller's order, for packed input
+        self._trajectory: Trajectory | None = None
         self._record: LayerRecord | None = None
         self._error: RuntimeError | None = None
         self._node: Any = None
@@ -293,6 +363,22 @@ class Call:
         """What comes out after how many steps, and what is shaped as ``h_t [B, P]`` and ``c_t``."""
         self._node, self._shape = output.grad_fn, (steps, states)
 
+    def follow(
+        self,
+        module: nn.Module,
+        suffix: str,
+        x: Tensor,
+        state: tuple[Tensor, ...],
+        *,
+        start: int = 0,
+        lengths: Tensor | None = None,
+    ) -> None:
+        """What goes into the call: kept if trajectories are wanted."""
+        if self._tape.trajectory:
+            self._trajectory = Trajectory.of(
+                module, suffix, x, state, start, lengths, self._columns
+            )
+
     def await_nodes(self) -> None:
         """Called as the backward begins: notes whether it will come here."""
         self._awaited = _will_run(self._node)
@@ -315,7 +401,7 @@ class Call:
         self._tape = _CLOSED  # no cycle: what was recorded goes when the tape does, not later
 
     def _release(self) -> None:
-        self._node = self._shape = None
+        self._node = self._shape = self._trajectory = None
 
     def result(self, name: str) -> LayerRecord:
         """The record; a call that the loss does not depend on has gradient 0 at every step."""
@@ -370,7 +456,7 @@ class Call:
     def _arranged(self, recording: Recording) -> LayerRecord:
         """NaN beyond the ends, columns in the caller's order; changes the recording in place."""
         if self._beyond is None and self._columns is None:
-            return LayerRecord(*recording)
+            return LayerRecord(*recording, trajectory=self._trajectory)
         by_row = {
             name: tensor
             for name, tensor in recording._asdict().items()
@@ -381,7 +467,7 @@ class Call:
                 tensor[self._beyond.to(tensor.device)] = math.nan
             if self._columns is not None:
                 by_row[name] = tensor[:, self._columns.to(tensor.device)]
-        return LayerRecord(**by_row, weight_norm=recording.weight_norm)
+        return LayerRecord(**by_row, weight_norm=recording.weight_norm, trajectory=self._trajectory)
 
 
 class UnrolledCall(Call):
@@ -433,6 +519,7 @@ class UnrolledCall(Call):
         self._tape._drop(self)
 
     def _release(self) -> None:
+        super()._release()
         self._watched.clear()
         self._arrived.clear()
 
@@ -500,7 +587,7 @@ def _batched(states: Tensor) -> Tensor:
     return states.unsqueeze(1) if states.dim() == 2 else states
 
 
-_CLOSED = Tape(nn.Module(), {}, full=False, weight=False)
+_CLOSED = Tape(nn.Module(), {})
 _CLOSED._close(failed=True)
 _AnyCall = TypeVar("_AnyCall", bound=Call)
 _FROZEN = "was called with nothing that requires a gradient (frozen)"

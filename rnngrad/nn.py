@@ -171,6 +171,8 @@ class _Layer(torch.nn.RNNBase, bptt.Recordable):
             beyond=None if walk.lengths is None else walk.beyond(),
             columns=columns,
         )
+        if call is not None:
+            call.follow(self, suffix, x, states, lengths=walk.lengths)
         sentinel = None if call is None else call.sentinel
         keep = differentiable and torch.is_grad_enabled()
         output, h_n, c_n, *_ = Recurrence.run(
@@ -348,13 +350,51 @@ def unroll(
     call = None
     if isinstance(cell, torch.nn.Module):
         call = bptt.open_unrolled(cell, clips=rows is not None)
+        if call is not None:
+            call.follow(cell, "l0", x, _as_tuple(state), start=start)
     clip = None if rows is None else RunClip(rows, call)
+    watched = call is not None or (clip is not None and clip.total)
+    states = states_over_time(cell, x, state, start, call=call, clip=clip, watched=watched)
+    outputs, last = torch.stack([h for h, *_ in states]), states[-1][0]
+    # ways out of their own, so that what arrives there can be told from what comes back in time,
+    # and may be changed in place
+    if call is None:
+        last = last.clone()
+    else:
+        outputs, last = call.way_out("outputs", outputs), call.way_out("last", last)
+        if not outputs.requires_grad:
+            call.drop()
+    return outputs, (last, states[-1][1].clone()) if len(states[-1]) == 2 else last
+
+
+def states_over_time(
+    cell: Callable[..., Any],
+    x: Tensor,
+    state: State | None,
+    start: int,
+    *,
+    call: bptt.UnrolledCall | None = None,
+    clip: RunClip | None = None,
+    watched: bool = True,
+) -> list[tuple[Tensor, ...]]:
+    """The loop inside ``unroll``: the state of every step, ``(h_t,)`` or ``(h_t, c_t)``.
+
+    Each is a tensor of its own, whose gradient is that state's in total.
+
+    Args:
+        cell: As for ``unroll``, whose errors it raises; its attribute ``bptt_clip`` is not looked
+            at.
+        x: ``[T, B, I]`` or ``[T, I]``.
+        state: Initial state.
+        start: ``t`` of the first step.
+        call: Is told of every state.
+        clip: Clips their gradients.
+        watched: Whether gradients of single states are wanted.
+    """
     if x.device.type != "cpu" or x.dim() == 2:
-        watched = call is not None or (clip is not None and clip.total)
         cell = _without_fused_steps(cell, watched)
-    hidden: list[Tensor] = []
-    memory: list[Tensor] = []
-    versions: list[int | None] = []
+    states: list[tuple[Tensor, ...]] = []
+    versions: list[tuple[int | None, ...]] = []
     given = _as_tuple(state)  # kept alive: identities are compared below
     seen = {id(tensor) for tensor in given}
     takes_time = getattr(cell, "takes_time", False)
@@ -370,31 +410,19 @@ def unroll(
             state = _own_tensors(cell, state, seen, given_now)
             if clip is not None:
                 clip.leave(state)
-            h, *c = state if isinstance(state, tuple) else (state,)
-            versions += [_version(part) for part in (h, *c)]
-            hidden.append(h)
-            memory += c
+            parts = _as_tuple(state)
+            versions.append(tuple(map(_version, parts)))
+            states.append(parts)
             if call is not None:
-                call.watch("hidden", t, h)
-                if c:
-                    call.watch("cell", t, c[0])
+                for kind, part in zip(("hidden", "cell"), parts, strict=False):
+                    call.watch(kind, t, part)
     if clip is not None:
         clip.close(cell)
-    returned = zip(hidden, memory, strict=True) if memory else zip(hidden, strict=True)
-    if versions != [_version(part) for parts in returned for part in parts]:
+    if versions != [tuple(map(_version, parts)) for parts in states]:
         raise RuntimeError(
             f"unroll: {type(cell).__name__} changes in place a state that it has returned"
         )
-    outputs = torch.stack(hidden)
-    # ways out of their own, so that what arrives there can be told from what comes back in time,
-    # and may be changed in place
-    if call is None:
-        last = hidden[-1].clone()
-    else:
-        outputs, last = call.way_out("outputs", outputs), call.way_out("last", hidden[-1])
-        if not outputs.requires_grad:
-            call.drop()
-    return outputs, (last, memory[-1].clone()) if memory else last
+    return states
 
 
 def _version(tensor: Tensor) -> int | None:

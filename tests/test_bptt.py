@@ -180,7 +180,8 @@ def test_a_mean_loss_carries_one_over_the_batch_size(make: Any) -> None:
 def test_recording_changes_nothing_over_20_steps(make: Any) -> None:
     """Loss, gradients, parameters and the random stream, bit for bit."""
     histories = []
-    for options in (None, {}, {"full": True}, {"weight": True}):
+    everything = {"full": True, "weight": True, "trajectory": True}
+    for options in (None, {}, {"full": True}, {"weight": True}, everything):
         torch.manual_seed(0)
         model = nn.ModuleDict({"rnn": make(3, 8, 2, dropout=0.2), "out": nn.Linear(8, 1)})
         optimizer = torch.optim.Adam(model.parameters())
@@ -484,7 +485,7 @@ def test_a_users_own_cell_is_recorded_under_its_path() -> None:
 def test_recording_an_unrolled_cell_changes_nothing(cell: nn.Module) -> None:
     results = []
     plain = "weight_hh" in dict(cell.named_parameters())  # not computed from what is trained
-    for options in (None, {}, {"full": True, "weight": plain}):
+    for options in (None, {}, {"full": True, "weight": plain, "trajectory": True}):
         cell.zero_grad()
         x = torch.linspace(-1, 1, 60, dtype=torch.float64).view(5, 3, 4).requires_grad_()
         if options is None:
