@@ -1,0 +1,258 @@
+"""A layer's linearised dynamics along a recorded trajectory: how fast an error decays going back.
+
+The gradient that a run records at step ``t`` is a sum over all later steps' errors, of which the
+last ones refresh it. What tells vanishing from exploding is one error going back alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnngrad.bptt import Trajectory
+from rnngrad.replay import Replay, State, replay
+
+CHUNK = 64
+"""Steps that an error goes back between two looks at its size."""
+
+
+class LagCurves(NamedTuple):
+    """How large one step's error still is, by the lag ``k`` that it has gone back.
+
+    Args:
+        hidden: ``log10 ‖δ_{τ-k}‖ / ‖δ_τ‖ [T, N]``, float64: one column an anchor ``τ`` and
+            sequence, the sequences of the first anchor first. ``-inf`` where it is exactly 0, NaN
+            beyond an anchor's reach and where the error itself is 0 or not finite.
+        cell: The same of ``∂L/∂c``; ``None`` without cell state.
+    """
+
+    hidden: Tensor
+    cell: Tensor | None
+
+
+def lag_curves(
+    trajectory: Trajectory, hidden_grad: Tensor, anchors: Sequence[int], sequences: int = 16
+) -> LagCurves:
+    """The error of single steps on its way back through one layer.
+
+    At each anchor the recorded error is injected into ``h_τ`` alone, and goes back through this
+    layer's recurrence alone, in the layer's own precision and without ``bptt_clip``. On the way it
+    is scaled, by powers of two, so that it neither under- nor overflows: a curve goes as far down
+    as it does.
+
+    Args:
+        trajectory: ``LayerRecord.trajectory``.
+        hidden_grad: ``LayerRecord.hidden_grad [T, B, P]``, or any other error to inject.
+        anchors: Time steps ``τ``. Of a layer that goes from the last step to the first, lag ``k``
+            is at step ``τ + k``.
+        sequences: How many at most, the first ones; of packed ones, those of full length.
+
+    Raises:
+        ValueError: No anchor, or one that is no time step; or the error's shape is not the
+            trajectory's.
+    """
+    if not anchors:
+        raise ValueError("anchors must be time steps, got none")
+    columns: list[tuple[Tensor, ...]] = []
+    with replay(trajectory, sequences) as again:
+        steps, batch = trajectory.input.shape[:2]
+        if hidden_grad.dim() != 3 or hidden_grad.shape[:2] != (steps, batch):
+            shape = list(hidden_grad.shape)
+            raise ValueError(f"hidden_grad must be [T, B, P] = [{steps}, {batch}, P], got {shape}")
+        states = again.states(range(0, steps, CHUNK))
+        for anchor in anchors:
+            if not 0 <= anchor < steps:
+                raise ValueError(f"anchors must be time steps 0 to {steps - 1}, got {anchor}")
+            error = hidden_grad[anchor, again.rows.to(hidden_grad.device)]
+            way = _WayBack(again, error)
+            end = again.position(anchor) + 1
+            for start in range((end - 1) // CHUNK * CHUNK, -1, -CHUNK):
+                way.through(start, min(start + CHUNK, end), states[start])
+            columns.append(way.curves(again.asked))
+    hidden, *cell = (torch.cat(parts, 1) for parts in zip(*columns, strict=True))
+    return LagCurves(hidden, cell[0] if cell else None)
+
+
+class _WayBack:
+    """One error of every sequence, going back and being scaled to keep within the range.
+
+    Args:
+        again: What it goes through.
+        error: ``∂L/∂h [B, P]`` to begin with.
+    """
+
+    def __init__(self, again: Replay, error: Tensor) -> None:
+        self._replay = again
+        info = torch.finfo(error.dtype)
+        self._least = info.tiny / info.eps  # above it, the digits of a norm are all there
+        self._adjoint: State = (error,)
+        self._exponent = torch.zeros(len(error), dtype=torch.float64)  # of what it was scaled by
+        self._parts: list[tuple[Tensor, ...]] = []
+        self._scale()
+        self._exponent[self._exponent.isneginf()] = math.nan  # an error of 0 has no decay
+
+    def through(self, start: int, stop: int, state: State) -> None:
+        """Goes back from the state before position ``stop`` to ``state``, before ``start``."""
+        back = self._replay.back(start, stop, state, self._adjoint)
+        if stop - start > 1 and not self._in_range(back.hidden, back.cell, back.adjoint):
+            middle = (start + stop) // 2
+            self.through(middle, stop, self._replay.forward(start, middle, state))
+            self.through(start, middle, state)
+            return
+        found = [back.hidden] if back.cell is None else [back.hidden, back.cell]
+        log2 = [norm.log2() + self._exponent for norm in found]
+        self._parts.append(tuple(part.flip(0) for part in log2))
+        self._adjoint = back.adjoint
+        self._scale()
+
+    def curves(self, count: int) -> tuple[Tensor, ...]:
+        """``log10`` of the first ``count`` sequences' norms by lag, relative to the first."""
+        steps = len(self._replay.x)
+        curves = []
+        for parts in zip(*self._parts, strict=True):
+            log2 = torch.cat(parts)[:, :count]
+            curve = log2.new_full((steps, count), math.nan)
+            curve[: len(log2)] = (log2 - log2[0]) * math.log10(2)
+            curves.append(curve)
+        return tuple(curves)
+
+    def _in_range(self, hidden: Tensor, cell: Tensor | None, adjoint: State) -> bool:
+        """Whether nothing that is not 0 by now has come near the limits of the numbers."""
+        sizes = hidden if cell is None else torch.maximum(hidden, cell)
+        if adjoint:
+            sizes = torch.cat([sizes, self._largest(adjoint).double().cpu().unsqueeze(0)])
+        if self._replay.couples_rows:
+            sizes = sizes.amax(1, keepdim=True).expand_as(sizes)
+        alive = sizes[:, self._exponent.isfinite()]
+        return bool((alive.isfinite() & (alive >= self._least)).all())
+
+    def _scale(self) -> None:
+        """Brings each sequence's largest entry to between 1/2 and 1."""
+        if not self._adjoint:
+            return
+        largest = self._largest(self._adjoint)
+        usable = largest.isfinite() & (largest > 0)
+        exponent = torch.where(usable, torch.frexp(largest).exponent, 0)
+        half = exponent // 2  # in two steps: 2^-e of a subnormal number is beyond the range
+        scaled = []
+        for part in self._adjoint:
+            part = part * torch.exp2(-half.to(part.dtype)).unsqueeze(-1)
+            part = part * torch.exp2((half - exponent).to(part.dtype)).unsqueeze(-1)
+            scaled.append(torch.where(usable.unsqueeze(-1), part, 0))
+        self._adjoint = tuple(scaled)
+        self._exponent += exponent.double().cpu()
+        self._exponent[(largest == 0).cpu()] -= math.inf
+        self._exponent[~largest.isfinite().cpu()] = math.nan
+
+    def _largest(self, state: State) -> Tensor:
+        """The largest magnitude of each sequence ``[B]``, NaN if one is NaN.
+
+        Of sequences that are coupled, that of all: they can only be scaled as one.
+        """
+        largest = torch.cat(state, -1).abs().amax(-1)
+        return largest.amax().expand_as(largest) if self._replay.couples_rows else largest
+
+
+class Decay(NamedTuple):
+    """A straight line through a curve of ``log10`` values against the lag.
+
+    Args:
+        slope: In decades a step; under 0 the gradient vanishes.
+        r2: Share of the variance that the line explains.
+        half_life: Steps in which the line halves; infinite where it does not fall.
+        points: Lags that the line goes through; under 2 the others are NaN.
+        floor_reached: Whether the curve ends in an exact 0, before all lags were seen.
+    """
+
+    slope: float
+    r2: float
+    half_life: float
+    points: int
+    floor_reached: bool
+
+
+def decay(curve: Any, first: int = 10) -> Decay:
+    """The line through a curve by least squares, up to the first value that is not finite.
+
+    Args:
+        curve: ``log10`` by lag ``[K]``, as an array or a tensor.
+        first: Lags left out at the beginning, where the error still turns towards the direction
+            that decays slowest.
+    """
+    values = np.asarray(curve, dtype=np.float64)
+    broken = np.flatnonzero(~np.isfinite(values))
+    end = int(broken[0]) if len(broken) else len(values)
+    floor = end < len(values) and bool(np.isneginf(values[end]))
+    kept = values[first:end]
+    if len(kept) < 2:
+        return Decay(math.nan, math.nan, math.nan, len(kept), floor)
+    lag = np.arange(len(kept)) - (len(kept) - 1) / 2
+    level = kept - kept.mean()
+    slope = float(lag @ level / (lag @ lag))
+    left, whole = float(np.square(level - slope * lag).sum()), float(np.square(level).sum())
+    half_life = math.log10(2) / -slope if slope < 0 else math.inf
+    return Decay(slope, 1 - left / whole if whole else 1.0, half_life, len(kept), floor)
+
+
+def horizon(curve: Any, ratio: float = 1e-3) -> int:
+    """The largest lag up to which a curve stays at or above ``log10(ratio)``; -1 if none does.
+
+    Args:
+        curve: ``log10`` by lag ``[K]``, as an array or a tensor; it ends where it is NaN.
+        ratio: What is left of the error at the least.
+    """
+    values = np.asarray(curve, dtype=np.float64)
+    under = np.flatnonzero(~(values >= math.log10(ratio)))
+    return int(under[0]) - 1 if len(under) else len(values) - 1
+
+
+class Spectrum(NamedTuple):
+    """What a recurrent weight's eigenvalues ``λ`` and singular values say of it.
+
+    Args:
+        radius: ``max |λ|``: growth over many steps, if the activation is the identity.
+        norm: The largest singular value: growth in one step at most.
+        nonnormality: Henrici's ``√(‖W‖_F² - Σ|λ|²) / ‖W‖_F``: 0 for a normal matrix, up to 1. The
+            larger, the more an error can grow at first though it decays in the end.
+    """
+
+    radius: float
+    norm: float
+    nonnormality: float
+
+
+def spectrum(weight: Tensor) -> Spectrum:
+    """Spectral radius, norm and departure from normality, in float64.
+
+    Args:
+        weight: ``W_hh [H, H]`` or one gate's block of it; ``[H]`` for a diagonal, as IndRNN's.
+
+    Raises:
+        ValueError: It is not square.
+
+    Reference:
+        Henrici, "Bounds for iterates, inverses, spectral variation and fields of values of
+        non-normal matrices", Numerische Mathematik 1962.
+    """
+    w = weight.detach().cpu().double()
+    if w.dim() == 1:
+        w = w.diag()
+    if w.dim() != 2 or w.shape[0] != w.shape[1]:
+        raise ValueError(f"weight must be square [H, H], or a diagonal [H], got {list(w.shape)}")
+    if not w.isfinite().all():
+        return Spectrum(math.nan, math.nan, math.nan)
+    size = float(torch.linalg.matrix_norm(w))
+    if size == 0:
+        return Spectrum(0.0, 0.0, 0.0)
+    eigenvalues = torch.linalg.eigvals(w).abs()
+    departure = 1 - float((eigenvalues / size).square().sum())
+    return Spectrum(
+        float(eigenvalues.max()),
+        float(torch.linalg.matrix_norm(w, 2)),
+        math.sqrt(max(0.0, departure)),
+    )

@@ -1,0 +1,274 @@
+"""A recorded call of one layer, gone over again: forward, and back from any step to any other.
+
+``rnngrad.dynamics`` measures with it. Nothing is left behind: no gradient, no statistics, no
+random number drawn, and no ``record`` block sees it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from rnngrad.bptt import Trajectory
+from rnngrad.cells.batch_norm import BatchNormOverTime
+from rnngrad.kernels import kernel_for
+from rnngrad.kernels.interface import Incoming, Walk, Wanted, Weights
+from rnngrad.nn import states_over_time
+from rnngrad.norms import norms
+
+State = tuple[Tensor, ...]
+"""``(h,)`` or ``(h, c)``, ``[B, ·]``; empty before a cell that begins by itself."""
+
+
+class Back(NamedTuple):
+    """What went back through some steps.
+
+    Args:
+        hidden: ``‖∂L/∂h_t‖ [n, B]`` of those steps, float64 on the CPU.
+        cell: ``‖∂L/∂c_t‖``, the path through ``h_t`` included; ``None`` without cell state.
+        adjoint: What arrives at the state before the first of them, as a state.
+    """
+
+    hidden: Tensor
+    cell: Tensor | None
+    adjoint: State
+
+
+class Replay(ABC):
+    """A call of one layer and direction, in the order in which the layer visits the steps.
+
+    Positions count visits: for a layer that goes from the last step to the first, position 0 is
+    the last step.
+
+    Args:
+        x: What comes in, by position ``[T, B, I]``.
+        initial: The state before position 0.
+        reverse: Whether position 0 is the last step.
+        rows: The numbers of the sequences gone over, ``[B]``.
+
+    Attributes:
+        asked: How many of them were asked for, the first ones.
+    """
+
+    couples_rows = False
+    """Whether a sequence's states depend on the other sequences (batch normalisation)."""
+
+    def __init__(self, x: Tensor, initial: State, reverse: bool, rows: Tensor) -> None:
+        self.x, self.initial, self._reverse = x, initial, reverse
+        self.rows, self.asked = rows, len(rows)
+
+    def position(self, t: int) -> int:
+        """The position of time step ``t``."""
+        return len(self.x) - 1 - t if self._reverse else t
+
+    @abstractmethod
+    def forward(self, start: int, stop: int, state: State) -> State:
+        """From the state before position ``start`` to the one before ``stop``."""
+
+    @abstractmethod
+    def back(self, start: int, stop: int, state: State, adjoint: State) -> Back:
+        """From the state before ``stop`` back to the one before ``start``.
+
+        Args:
+            start: First position.
+            stop: Position after the last.
+            state: The one before ``start``.
+            adjoint: What arrives at the state before ``stop``: at its ``h`` in total; at its ``c``
+                what does not come through that ``h``, 0 if it is left out.
+        """
+
+    def states(self, positions: Sequence[int]) -> dict[int, State]:
+        """The states before some positions."""
+        found, state, at = {}, self.initial, 0
+        for position in sorted(set(positions)):
+            state, at = self.forward(at, position, state), position
+            found[position] = state
+        return found
+
+
+class KernelReplay(Replay):
+    """Of a layer that has a kernel, which goes over it without autograd."""
+
+    def __init__(
+        self, trajectory: Trajectory, rows: Tensor, dtype: torch.dtype | None = None
+    ) -> None:
+        layer: Any = trajectory.module
+        dtype = dtype or trajectory.input.dtype
+        weights: list[Any] = []
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
+            weight = getattr(layer, f"{name}_{trajectory.suffix}", None)
+            weights.append(None if weight is None else weight.detach().to(dtype))
+        self.weights = Weights(*weights)
+        x = trajectory.input[:, rows].to(dtype)
+        super().__init__(
+            x.flip(0) if trajectory.reverse else x,
+            tuple(part[rows].to(dtype) for part in trajectory.state),
+            trajectory.reverse,
+            rows,
+        )
+        self._kernel = kernel_for(layer.mode, self.x, projected=self.weights.hr is not None)
+
+    def forward(self, start: int, stop: int, state: State) -> State:
+        if start == stop:
+            return state
+        _, h, c, _ = self._forward(start, stop, state, keep=False)
+        return (h,) if c is None else (h, c)
+
+    def back(self, start: int, stop: int, state: State, adjoint: State) -> Back:
+        saved = self._forward(start, stop, state, keep=True).saved
+        back = self._kernel.backward(
+            Walk(stop - start),
+            self.x[start:stop],
+            self.weights,
+            saved,
+            Incoming(None, None, None, *adjoint),
+            _NORMS,
+        )
+        recording = back.recording
+        assert recording is not None
+        before = (back.h_0,) if back.c_0 is None else (back.h_0, back.c_0)
+        return Back(recording.hidden_norm, recording.cell_norm, before)
+
+    def _forward(self, start: int, stop: int, state: State, *, keep: bool) -> Any:
+        h, c = state if len(state) == 2 else (state[0], None)
+        x = self.x[start:stop]
+        return self._kernel.forward(Walk(stop - start), x, h, c, self.weights, keep)
+
+
+_NORMS = Wanted(x=False, ih=False, hh=False, hr=False, norms=True, full=False, weight=False)
+
+
+class CellReplay(Replay):
+    """Of a cell that ``unroll`` ran, through autograd; it must be a function of its arguments."""
+
+    def __init__(
+        self, trajectory: Trajectory, rows: Tensor, dtype: torch.dtype | None = None
+    ) -> None:
+        self._cell = trajectory.module
+        if dtype is not None:
+            self._cell = copy.deepcopy(trajectory.module).to(dtype)
+        self._start = trajectory.start
+        self.couples_rows = any(_takes_batch_statistics(m) for m in self._cell.modules())
+        asked = len(rows)
+        if self.couples_rows:  # they all take part
+            others = torch.ones(trajectory.input.shape[1], dtype=torch.bool)
+            others[rows] = False
+            rows = torch.cat([rows, others.nonzero().flatten()])
+        super().__init__(
+            trajectory.input[:, rows].to(dtype),
+            tuple(part[rows].to(dtype) for part in trajectory.state),
+            False,
+            rows,
+        )
+        self.asked = asked
+
+    def forward(self, start: int, stop: int, state: State) -> State:
+        return self._run(self.x[start:stop], start, state)[-1] if stop > start else state
+
+    def back(self, start: int, stop: int, state: State, adjoint: State) -> Back:
+        with torch.enable_grad():
+            before = tuple(part.detach().requires_grad_() for part in state)
+            x = self.x[start:stop]
+            if x.is_floating_point():  # a first state may be a function of the input alone
+                x = x.clone().requires_grad_()
+            states = self._run(x, start, before)
+            by_kind = list(zip(*states, strict=True))  # every h_t, and every c_t
+            wanted = [part for parts in by_kind for part in parts] + list(before)
+            grads = _gradients(states[-1], wanted, adjoint)
+        hidden, *cell = (
+            norms(torch.stack(grads[n * len(states) : (n + 1) * len(states)]))
+            for n in range(len(by_kind))
+        )
+        return Back(hidden, cell[0] if cell else None, tuple(grads[len(wanted) - len(before) :]))
+
+    def _run(self, x: Tensor, start: int, state: State) -> list[State]:
+        given: Any = state if len(state) == 2 else state[0] if state else None
+        return states_over_time(self._cell, x, given, self._start + start)
+
+
+def _gradients(outputs: State, wanted: Sequence[Tensor], adjoint: State) -> list[Tensor]:
+    """``∂ Σ ⟨adjoint, outputs⟩ / ∂`` each of what is wanted; NaN where autograd does not see it."""
+    found = [torch.full_like(tensor, 0 if tensor.requires_grad else math.nan) for tensor in wanted]
+    ways = [(o, a) for o, a in zip(outputs, adjoint, strict=False) if o.requires_grad]
+    reached = [n for n, tensor in enumerate(wanted) if tensor.requires_grad]
+    if ways and reached:
+        ends, arriving = zip(*ways, strict=True)
+        grads = torch.autograd.grad(ends, [wanted[n] for n in reached], arriving, allow_unused=True)
+        for n, grad in zip(reached, grads, strict=True):
+            if grad is not None:
+                found[n] = grad
+    return found
+
+
+def _takes_batch_statistics(module: nn.Module) -> bool:
+    if isinstance(module, BatchNormOverTime):
+        return module.training
+    return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+
+
+@contextmanager
+def replay(
+    trajectory: Trajectory, sequences: int, *, dtype: torch.dtype | None = None
+) -> Iterator[Replay]:
+    """The call, of the first sequences; of packed ones, of those that go on to the end.
+
+    Args:
+        trajectory: Of the call.
+        sequences: How many at most.
+        dtype: To compute in, with a copy of the layer; by default as the layer does.
+
+    Raises:
+        ValueError: No trajectory, or less than one sequence.
+        RuntimeError: The input has been changed in place since.
+    """
+    if not isinstance(trajectory, Trajectory):
+        raise ValueError(
+            "trajectory must be that of a LayerRecord; record with record(model, trajectory=True), "
+            f"got {trajectory!r}"
+        )
+    if sequences < 1:
+        raise ValueError(f"sequences must be at least 1, got {sequences}")
+    if trajectory.input._version > trajectory.version:
+        raise RuntimeError(
+            "the layer's input has been changed in place since the call was recorded"
+        )
+    steps, batch = trajectory.input.shape[:2]
+    whole = torch.arange(batch)
+    if trajectory.lengths is not None:
+        whole = whole[trajectory.lengths == steps]
+    kind = KernelReplay if isinstance(trajectory.module, nn.RNNBase) else CellReplay
+    module, device = trajectory.module, trajectory.input.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), _statistics_kept(module), torch.no_grad():
+        with parametrize.cached():  # a parametrised weight is computed once, not at every step
+            yield kind(trajectory, whole[:sequences], dtype)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Has the module write its statistics elsewhere: a graph may still need its own as they are."""
+    originals = [(part, dict(part._buffers)) for part in module.modules()]
+    extra = [
+        (part, copy.deepcopy(part.get_extra_state()))
+        for part in module.modules()
+        if type(part).get_extra_state is not nn.Module.get_extra_state
+    ]
+    try:
+        for part, buffers in originals:
+            for name, buffer in buffers.items():
+                part._buffers[name] = None if buffer is None else buffer.clone()
+        yield
+    finally:
+        for part, buffers in originals:
+            part._buffers.update(buffers)
+        for part, kept in extra:
+            part.set_extra_state(kept)
