@@ -32,13 +32,17 @@ from rnngrad import __version__, rivals
 from rnngrad.bptt import record
 from rnngrad.cells import CELLS
 from rnngrad.clipping import CLIPS, Clipper
+from rnngrad.config import default_trainer
 from rnngrad.init import INITS
+from rnngrad.measure import MEASURES, Dynamics, Observer
 from rnngrad.model import build_model
 from rnngrad.nn import GRU, LSTM, RNN
 from rnngrad.optim import OPTIMS
 from rnngrad.report import bench_figure
 from rnngrad.rivals import Step
 from rnngrad.task import TASKS, Task
+from rnngrad.tracking import Tracker
+from rnngrad.training import train
 
 LAYERS: dict[str, tuple[Any, Any]] = {
     "RNN": (RNN, nn.RNN),
@@ -273,6 +277,67 @@ def step_table(seconds: float) -> Table:
     return table
 
 
+def measured_run(kind: str, task: Task, hidden: int, measure: str | None, steps: int) -> Step:
+    """``steps`` updates of a run with the defaults of ``trainer``, its files included.
+
+    ``measure`` is a preset; ``None`` neither measures nor records but at the first and last step.
+    """
+    cell, trainer = CELLS.default(kind.lower(), hidden_size=hidden), default_trainer()
+    chosen = None if measure is None else MEASURES.default(measure)
+    every = steps if measure is None else trainer.log_every
+
+    def step() -> None:
+        model = build_model(cell, task, INITS.default("torch"), seed=0)
+        named = list(model.named_parameters())
+        with tempfile.TemporaryDirectory() as folder:
+            with Tracker(folder, task.chance_loss, task.time_steps) as tracker:
+                train(
+                    model,
+                    task,
+                    OPTIMS.default("adam").build(model.parameters()),
+                    Clipper(CLIPS.default("norm", max_norm=1.0), named),
+                    tracker,
+                    seed=0,
+                    steps=steps,
+                    batch_size=trainer.batch_size,
+                    eval_every=trainer.eval_every,
+                    eval_size=trainer.eval_size,
+                    log_every=every,
+                    stop_when_solved=False,
+                    observer=None
+                    if not isinstance(chosen, Dynamics)
+                    else Observer(chosen, model, task.time_steps),
+                )
+
+    return step
+
+
+def measure_table(seconds: float, steps: int) -> Table:
+    """What recording and each preset of ``measure`` add to a run."""
+    presets = {"off": None, "none": "none", "standard": "standard", "full": "full"}
+    table = Table(
+        f"Runs of {steps} updates with the default schedule, B = 50: recording and measuring",
+        ["task", "layer", "off (s)", "+-"]
+        + [f"measure={name} (%)" for name in presets if presets[name]],
+        notes=["off: nothing is recorded or measured but at the first and the last update"],
+    )
+    tasks = {
+        "adding T=100 H=128": (TASKS.default("adding", length=100), 128, "LSTM"),
+        "copy T=100 H=80": (TASKS.default("copy", length=80), 80, "GRU"),
+        "order T=125 H=50": (TASKS.default("temporal_order", length=125), 50, "RNN"),
+    }
+    for name, (task, hidden, kind) in tasks.items():
+        runs = {
+            preset: measured_run(kind, task, hidden, chosen, steps)
+            for preset, chosen in presets.items()
+        }
+        timing = alternate(runs, seconds)
+        off = timing["off"]
+        costs = [100 * (timing[p].median / off.median - 1) for p in presets if presets[p]]
+        table.rows.append([name, kind, off.median, off.spread, *costs])
+    return table
+
+
 def growth_table(seconds: float) -> Table:
     """How time grows with ``T``, ``B``, ``H`` and the number of runs at once."""
     table = Table(
@@ -435,6 +500,7 @@ def tables(quick: bool) -> Iterator[Table]:
     yield from layer_tables(SHAPES[:1] if quick else SHAPES, seconds)
     yield recording_table(SHAPES[:1] if quick else SHAPES, seconds)
     yield step_table(seconds)
+    yield measure_table(seconds, 20 if quick else 500)
     yield growth_table(seconds / 3)
     if sys.platform == "linux":  # which alone says how much memory was held at most
         yield memory_table((1000,) if quick else (1000, 3000, 10000))

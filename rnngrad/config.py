@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from importlib import resources
 from typing import Annotated, Any
 
 import torch
+import yaml
 
 from rnngrad.bptt_clip import BPTT_CLIPS, BPTTClip
 from rnngrad.cells import CELLS, CellPart
@@ -19,7 +21,8 @@ from rnngrad.cells.base import Unrolled
 from rnngrad.cells.rnn import RNNPart
 from rnngrad.clipping import CLIPS, Clip
 from rnngrad.init import INITS, Init
-from rnngrad.model import build_model
+from rnngrad.measure import MEASURES, Dynamics, Measure, Observer
+from rnngrad.model import SequenceModel, build_model
 from rnngrad.optim import OPTIMS, Optim
 from rnngrad.parts import COUNT, MISSING, InputError, Interval, Part, Registry, build, unknown_key
 from rnngrad.regularization import REGULARIZERS, SLOPES, Regularizer, recurrent_weights
@@ -27,7 +30,7 @@ from rnngrad.task import TASKS, Task
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group: registry
-    for registry in (TASKS, CELLS, INITS, CLIPS, BPTT_CLIPS, REGULARIZERS, OPTIMS)
+    for registry in (TASKS, CELLS, INITS, CLIPS, BPTT_CLIPS, REGULARIZERS, OPTIMS, MEASURES)
 }
 
 
@@ -42,6 +45,8 @@ class Trainer(Part):
         eval_size: Sequences in an evaluation, the same for every seed.
         eval_lengths: Evaluate at these lengths of the task as well.
         log_every: Log metrics, and record gradients, every so many updates.
+        log_per_decade: In place of ``log_every``: so many logged steps from each power of ten to
+            the next.
         stop_when_solved: End at the first evaluation that meets the task's rule.
         tbptt_k1: Steps from one way back to the next in truncated back-propagation through time;
             ``null``: ``tbptt_k2``. The weights stay as they are within a batch, and the gradients
@@ -60,6 +65,7 @@ class Trainer(Part):
     eval_size: Annotated[int, COUNT]
     eval_lengths: tuple[Annotated[int, COUNT], ...]
     log_every: Annotated[int, COUNT]
+    log_per_decade: Annotated[int, COUNT] | None
     stop_when_solved: bool
     tbptt_k1: Annotated[int, COUNT] | None
     tbptt_k2: Annotated[int, COUNT] | None
@@ -85,6 +91,12 @@ class Trainer(Part):
     def tbptt(self) -> tuple[int, int] | None:
         """``(k1, k2)``, if the way back is to be truncated."""
         return None if self.tbptt_k2 is None else (self.tbptt_k1 or self.tbptt_k2, self.tbptt_k2)
+
+
+def default_trainer() -> Trainer:
+    """With the defaults of its yaml."""
+    text = (resources.files("rnngrad.conf") / "trainer" / "default.yaml").read_text("utf-8")
+    return Trainer(**yaml.safe_load(text))
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,7 @@ class Experiment:
     bptt_clip: BPTTClip
     regularizer: Regularizer
     optim: Optim
+    measure: Measure
     trainer: Trainer
     general: General
     names: Mapping[str, str]
@@ -232,6 +245,13 @@ class Experiment:
                 raise InputError("trainer.clip_audit", label, "stands there twice")
             rules[label] = rule
         return rules
+
+    def observer(self, model: SequenceModel) -> Observer | None:
+        """Measures the model, if anything is to be."""
+        if not isinstance(self.measure, Dynamics):
+            return None
+        whole = self.trainer.tbptt is None and self.trainer.recompute_segments == 1
+        return Observer(self.measure, model, self.task.time_steps, whole=whole)
 
     @property
     def columns(self) -> list[str]:

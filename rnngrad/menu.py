@@ -26,6 +26,7 @@ TITLES = {
     "bptt_clip": "Clipping inside back-propagation",
     "regularizer": "Regularisers",
     "optim": "Optimisers",
+    "measure": "Measurements",
 }
 
 

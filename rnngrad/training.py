@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from rnngrad.bptt import LayerRecord, record
 from rnngrad.clipping import ClipAudit, Clipper, ClipReport
+from rnngrad.measure import Observation, Observer
 from rnngrad.model import Passed, SequenceModel, detached, first_rows
 from rnngrad.regularization import NoRegularizer, Regularizer
 from rnngrad.task import EVALUATION_CHUNK, Task
@@ -34,11 +36,13 @@ def train(
     eval_size: int,
     log_every: int,
     stop_when_solved: bool,
+    log_per_decade: int | None = None,
     eval_lengths: Sequence[int] = (),
     tbptt: tuple[int, int] | None = None,
     regularizer: Regularizer = NoRegularizer(),  # noqa: B008
     nonlinearity: str | None = None,
     audit: ClipAudit | None = None,
+    observer: Observer | None = None,
     learning_rate: Callable[[int], float] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
@@ -56,12 +60,14 @@ def train(
         eval_every: Evaluate after every so many updates, and after the last.
         eval_size: Sequences in an evaluation.
         log_every: Log the first step, every so many, every evaluated one and the last.
+        log_per_decade: In place of ``log_every``: so many steps a decade of training.
         stop_when_solved: End at the first evaluation that meets the task's rule.
         eval_lengths: Evaluate the task at these lengths as well.
         tbptt: ``(k1, k2)`` of truncated back-propagation; ``None`` for all of it.
         regularizer: Adds its gradient before clipping.
         nonlinearity: Of a vanilla RNN, for the regulariser.
         audit: Is shown every gradient before it is clipped.
+        observer: Measures the model at some of the logged steps.
         learning_rate: Of each step, counted from 1; ``None`` leaves the optimiser's.
         should_stop: Asked after every update; true ends the run as interrupted.
 
@@ -85,7 +91,10 @@ def train(
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
         state = first_rows(state, inputs.shape[1]) if batch.continues else None
         evaluates = step % eval_every == 0 or step == steps
-        logs = step == 1 or step % log_every == 0 or evaluates
+        logs = _on_schedule(step, log_every, log_per_decade) or evaluates
+        observes = observer is not None and observer.due(step, logged=logs, evaluated=evaluates)
+        if observes and observer.wants_inputs:
+            inputs = inputs.detach().requires_grad_()
         if learning_rate is not None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step)
@@ -93,18 +102,25 @@ def train(
         for parameter in parameters:
             parameter.grad = None
         before = state
+        options = {"full": in_full} | (observer.recording if observes else {})
         passed, loss_value, records = _backward(
-            model, task, inputs, targets, state, tbptt=tbptt, recorded=logs, in_full=in_full
+            model, task, inputs, targets, state, tbptt, options if logs or in_full else None
         )
         state = detached(passed.state)
         penalty = math.nan
         audited = dict.fromkeys(() if audit is None else audit.counts, _NO_GRADIENT)
-        report = _NO_GRADIENT
+        report, observation = _NO_GRADIENT, None
         if math.isfinite(loss_value):
             top = list(records.values())[-1].hidden_grad if in_full else None
             penalty = regularizer.add_(model.rnn, passed.hidden, top, nonlinearity)
             audited = audit() if audit is not None else audited
+            if observes and all(p.grad.isfinite().all() for p in parameters if p.grad is not None):
+                loss_of = partial(_loss_of, model, task, seed, step, before)
+                observation = Observation(observer, records, inputs, loss_of)
             report = clipper()
+            if observation is not None:
+                observation.clipped()
+        tracker.updated(loss_value, report.norm_pre, report.coef)
         if not report.finite:
             status = "diverged"
             found = locate_nonfinite(model, task, inputs, targets, before)
@@ -117,6 +133,8 @@ def train(
             break
         if not report.skipped:
             optimizer.step()
+        if observation is not None:
+            tracker.measured(step, observation.updated())
         done = step
         clipped += report.clipped
         skipped += report.skipped
@@ -234,19 +252,20 @@ def _backward(
     inputs: Tensor,
     targets: Tensor,
     state: Any,
-    *,
     tbptt: tuple[int, int] | None,
-    recorded: bool,
-    in_full: bool,
+    recorded: Mapping[str, bool] | None,
 ) -> tuple[Passed, float, Mapping[str, LayerRecord]]:
-    """Forward, and backward unless the loss is not finite: what came of it, loss and records."""
+    """Forward, and backward unless the loss is not finite: what came of it, loss and records.
+
+    ``recorded`` holds the options of ``record``; ``None`` records nothing.
+    """
     if tbptt is not None and tbptt[1] < len(inputs):
         k1, k2 = tbptt
         passed, loss, records = truncated_backward(
-            model, task, inputs, targets, state, k1=k1, k2=k2, recorded=recorded or in_full
+            model, task, inputs, targets, state, k1=k1, k2=k2, recorded=recorded is not None
         )
         return passed, loss.item(), records
-    recording = record(model, full=in_full) if recorded or in_full else nullcontext()
+    recording = nullcontext() if recorded is None else record(model, **recorded)
     try:
         with recording as tape:
             passed = model(inputs, state)
@@ -259,6 +278,26 @@ def _backward(
         tape = None
     records = {} if tape is None else dict(tape)
     return Passed(passed.outputs.detach(), passed.hidden.detach(), passed.state), value, records
+
+
+def _loss_of(
+    model: SequenceModel, task: Task, seed: int, step: int, state: Any, size: int
+) -> Tensor:
+    """The loss, with its graph, of a batch of another size at the same step."""
+    parameter = next(model.parameters())
+    batch = task.training_batch(seed, step, size)
+    before = first_rows(state, size) if batch.continues and state is not None else None
+    outputs = model(batch.inputs.to(parameter.device), before).outputs
+    return task.loss(outputs, batch.targets.to(parameter.device))
+
+
+def _on_schedule(step: int, every: int, per_decade: int | None) -> bool:
+    """Whether a step is logged: the first, and then evenly or evenly in its logarithm."""
+    if step == 1:
+        return True
+    if per_decade is None:
+        return step % every == 0
+    return math.floor(per_decade * math.log10(step)) > math.floor(per_decade * math.log10(step - 1))
 
 
 class _NonFiniteLoss(Exception):

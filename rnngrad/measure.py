@@ -1,0 +1,373 @@
+"""What is measured of a model's dynamics while it trains, beside the norms that are recorded.
+
+Nothing that is measured changes the run: parameters, losses and random streams are bitwise those of
+the run without it. The quantities' names, ``l0/lag`` or ``parameter/readout.bias/norm``, are those
+of ``Run.measures``; docs/diagnosis.md says what they are for.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rnngrad import dynamics
+from rnngrad.bptt import LayerRecord, Trajectory
+from rnngrad.cells.base import Unrolled
+from rnngrad.clipping import CLIPS, Clip, Gradient
+from rnngrad.clipping.clipper import apply
+from rnngrad.clipping.norms import total_norm
+from rnngrad.dynamics import lag_curves, spectrum
+from rnngrad.model import SequenceModel, layer_key
+from rnngrad.norms import log10_rms, norms
+from rnngrad.parts import InputError, Interval, Part, Registry
+from rnngrad.runs import Floats
+
+Quantities = dict[str, float | Floats]
+
+_FEW = Interval(low=0, high=10**3)
+SATURATED = 0.97
+"""Beyond this a tanh's derivative is under .06."""
+
+
+@dataclass(frozen=True)
+class Measure(Part):
+    """What is measured, and when."""
+
+
+MEASURES: Registry[Measure] = Registry("measure", "rnngrad.measure")
+
+
+@MEASURES.register("none")
+@dataclass(frozen=True)
+class NoMeasure(Measure):
+    """Nothing beside the recorded norms."""
+
+
+@MEASURES.register("standard")
+@dataclass(frozen=True)
+class Dynamics(Measure):
+    """What the diagnosis and the report's figures need.
+
+    With truncated back-propagation or ``trainer.recompute_segments``, both there to save memory,
+    only ``spectrum`` and ``parameters`` are.
+
+    Args:
+        when: ``evaluated``: at the first step, the last, and wherever the run is evaluated;
+            ``logged``: at every logged step.
+        lag_anchors: Time steps at which an error is injected alone and followed back, evenly
+            spaced, the last one first: its norm against the lag.
+        contributions: What each time step adds to ``∂L/∂W_hh``: its norm, and its signed share.
+        inputs: ``‖∂L/∂x_t‖``: which input mattered.
+        units: Saturated and dead units, gates near 0 and 1.
+        spectrum: Spectral radius, largest singular value and non-normality of ``W_hh``, gate by
+            gate.
+        parameters: Norm of each parameter, of its gradient and of its update.
+        gates: What each time step adds to ``∂L/∂W_hh``, gate by gate; needs ``contributions``.
+        lyapunov_exponents: How many leading ones.
+        jacobians: Time steps, evenly spaced, at which the one-step Jacobian's norm is taken.
+        noise_scale: Gradient noise scale, from the batch and one of a quarter of its size.
+        clip_effects: What each clip rule, with its defaults, would make of the share of each time
+            step; rules that remember see the measured steps alone. Needs ``contributions``.
+    """
+
+    when: Literal["evaluated", "logged"]
+    lag_anchors: Annotated[int, _FEW]
+    contributions: bool
+    inputs: bool
+    units: bool
+    spectrum: bool
+    parameters: bool
+    gates: bool
+    lyapunov_exponents: Annotated[int, _FEW]
+    jacobians: Annotated[int, _FEW]
+    noise_scale: bool
+    clip_effects: bool
+
+
+class Observer:
+    """Measures one run.
+
+    Args:
+        chosen: What, and when.
+        model: Is only looked at.
+        time_steps: ``T`` of the longest sequence; what belongs to time steps is padded with NaN.
+        whole: Whether the way back is whole, and kept in memory.
+    """
+
+    def __init__(
+        self, chosen: Dynamics, model: SequenceModel, time_steps: int, *, whole: bool = True
+    ) -> None:
+        self.chosen, self.model, self.time_steps, self.whole = chosen, model, time_steps, whole
+        weights = [weight for _, _, weight in _recurrent_weights(model)]
+        self.contributes = (
+            whole
+            and chosen.contributions
+            and all(isinstance(weight, nn.Parameter) for weight in weights)
+        )
+        self.rules: dict[str, tuple[Clip, dict[str, Any]]] = {}
+        if self.contributes and chosen.clip_effects:
+            self.rules = dict(_rules([name for name, _ in model.named_parameters()]))
+
+    def due(self, step: int, *, logged: bool, evaluated: bool) -> bool:
+        """Whether a step is measured."""
+        return step == 1 or evaluated or (self.chosen.when == "logged" and logged)
+
+    @property
+    def recording(self) -> dict[str, bool]:
+        """What ``record`` is to keep of a measured step."""
+        if not self.whole:
+            return {}
+        return {"full": True, "trajectory": True, "weight": self.contributes}
+
+    @property
+    def wants_inputs(self) -> bool:
+        """Whether the input of a measured step is to require a gradient."""
+        return self.whole and self.chosen.inputs
+
+
+class Observation:
+    """One step's measurements, at three moments: before clipping, after it, after the update.
+
+    Args:
+        observer: Says what to measure.
+        records: Of the step's backward.
+        inputs: The batch ``[T, B, I]``, with its gradient.
+        loss_of: Loss of another batch of the size given, with its graph.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        records: Mapping[str, LayerRecord],
+        inputs: Tensor,
+        loss_of: Callable[[int], Tensor],
+    ) -> None:
+        self._observer, self._chosen = observer, observer.chosen
+        self._quantities: Quantities = {}
+        self._parameters = {
+            name: p for name, p in observer.model.named_parameters() if p.requires_grad
+        }
+        self._before = [p.detach().clone() for p in self._parameters.values()]
+        self._grads = [
+            torch.zeros_like(p) if p.grad is None else p.grad.clone()
+            for p in self._parameters.values()
+        ]
+        with _undisturbed(observer.model):
+            if self._chosen.spectrum:
+                self._quantities |= _spectra(observer.model)
+            if observer.whole:
+                self._measure(records, inputs, loss_of)
+
+    def clipped(self) -> None:
+        """To be called between clipping and the update."""
+        after = [
+            torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters.values()
+        ]
+        self._quantities["clip/cosine"] = _cosine(self._grads, after)
+
+    def updated(self) -> Quantities:
+        """To be called after the update: everything that was measured."""
+        if self._chosen.parameters:
+            named = zip(self._parameters.items(), self._before, self._grads, strict=True)
+            for (name, parameter), before, grad in named:
+                moved = parameter.detach() - before
+                for kind, values in (("norm", before), ("grad_norm", grad), ("update_norm", moved)):
+                    self._quantities[f"parameter/{name}/{kind}"] = total_norm([values])
+        return self._quantities
+
+    def _measure(
+        self,
+        records: Mapping[str, LayerRecord],
+        inputs: Tensor,
+        loss_of: Callable[[int], Tensor],
+    ) -> None:
+        if self._chosen.inputs:
+            grad = torch.zeros_like(inputs) if inputs.grad is None else inputs.grad
+            self._quantities["input_norm"] = self._padded(log10_rms(norms(grad)))
+        for name, layer in records.items():
+            self._measure_layer(layer_key(name), layer)
+        if self._observer.rules and hasattr(list(records.values())[-1], "contribution"):
+            self._measure_rules(list(records.values())[-1])
+        if self._chosen.noise_scale:
+            self._measure_noise(inputs.shape[1], loss_of)
+
+    def _measure_layer(self, key: str, layer: LayerRecord) -> None:
+        into, chosen, trajectory = self._quantities, self._chosen, layer.trajectory
+        assert trajectory is not None and layer.hidden_grad is not None
+        if chosen.lag_anchors:
+            anchors = _anchors(layer.hidden_grad, chosen.lag_anchors)
+            curves = lag_curves(trajectory, layer.hidden_grad, anchors)
+            for suffix, share in (("", 0.5), ("_p5", 0.05), ("_p95", 0.95)):
+                into[f"{key}/lag{suffix}"] = self._padded(_quantile(curves.hidden, share))
+            if curves.cell is not None:
+                into[f"{key}/lag_cell"] = self._padded(_quantile(curves.cell, 0.5))
+        if getattr(layer, "attribution", None) is not None:
+            into[f"{key}/weight_norm"] = self._padded(layer.weight_norm.log10())
+            into[f"{key}/attribution"] = self._padded(layer.attribution)
+        if chosen.gates and getattr(layer, "contribution", None) is not None:
+            names = gate_names(trajectory.module)
+            blocks = layer.contribution.norms(len(names)).log10()
+            for gate, values in zip(names, blocks.unbind(1), strict=True):
+                into[f"{key}/gate_norm/{gate}"] = self._padded(values)
+        if chosen.units and hasattr(dynamics, "units"):
+            into |= _units(key, trajectory)
+        if chosen.lyapunov_exponents and hasattr(dynamics, "lyapunov"):
+            into[f"{key}/lyapunov"] = dynamics.lyapunov(
+                trajectory, chosen.lyapunov_exponents
+            ).numpy()
+        if chosen.jacobians and hasattr(dynamics, "jacobian_norms"):
+            steps = np.linspace(0, len(trajectory.input) - 1, chosen.jacobians).round().astype(int)
+            into[f"{key}/jacobian_norm"] = dynamics.jacobian_norms(
+                trajectory, steps.tolist()
+            ).numpy()
+
+    def _measure_rules(self, layer: LayerRecord) -> None:
+        """What each rule makes of each time step's share in the last layer's ``∂L/∂W_hh``."""
+        contribution, parameters = layer.contribution, [*self._parameters.values()]
+        assert contribution is not None
+        *_, (_, _, weight) = _recurrent_weights(self._observer.model)
+        place = next(i for i, p in enumerate(parameters) if p is weight)
+        square = total_norm([self._grads[place]]) ** 2
+        for name, (rule, state) in self._observer.rules.items():
+            grads = [grad.clone() for grad in self._grads]
+            with torch.no_grad():
+                apply(
+                    rule, Gradient([*self._parameters], parameters, grads, total_norm(grads)), state
+                )
+            share = contribution.along(grads[place]) / (square or math.nan)
+            self._quantities[f"clip_effect/{name}"] = self._padded(share)
+
+    def _measure_noise(self, large: int, loss_of: Callable[[int], Tensor]) -> None:
+        """``|G|²`` and ``S`` from two sizes of batch.
+
+        Reference:
+            McCandlish, Kaplan, Amodei & OpenAI Dota Team, "An empirical model of large-batch
+            training", arXiv:1812.06162, 2018, appendix A.
+        """
+        small, signal, variance = large // 4, math.nan, math.nan
+        if small >= 2:
+            parameters = [*self._parameters.values()]
+            grads = torch.autograd.grad(loss_of(small), parameters, allow_unused=True)
+            in_small = total_norm([grad for grad in grads if grad is not None]) ** 2
+            in_large = total_norm(self._grads) ** 2
+            signal = (large * in_large - small * in_small) / (large - small)
+            variance = (in_small - in_large) / (1 / small - 1 / large)
+        self._quantities |= {"noise/signal": signal, "noise/variance": variance}
+
+    def _padded(self, values: Tensor | Floats) -> Floats:
+        row = np.asarray(values, dtype=np.float64)
+        return np.pad(row, (0, self._observer.time_steps - len(row)), constant_values=np.nan)
+
+
+def _recurrent_weights(model: SequenceModel) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Of each layer its key in a run, its module, and its ``W_hh``."""
+    if isinstance(model.rnn, Unrolled):
+        for number, cell in enumerate(model.rnn.cells):
+            yield f"l{number}", cell, cell.weight_hh  # type: ignore[misc]
+    else:
+        for name, weight in model.rnn.named_parameters():
+            if name.startswith("weight_hh_"):
+                yield name.removeprefix("weight_hh_"), model.rnn, weight
+
+
+def _spectra(model: SequenceModel) -> Quantities:
+    found: Quantities = {}
+    for key, layer, weight in _recurrent_weights(model):
+        matrix = weight.detach()
+        blocks = matrix.split(matrix.shape[-1]) if matrix.dim() == 2 else [matrix.diag()]
+        names = gate_names(layer)
+        for gate, block in zip(names, blocks, strict=True):
+            end = f"/{gate}" if len(names) > 1 else ""
+            measured = spectrum(block)
+            found[f"{key}/spectral_radius{end}"] = measured.radius
+            found[f"{key}/sigma_max{end}"] = measured.norm
+            found[f"{key}/nonnormality{end}"] = measured.nonnormality
+    return found
+
+
+def _units(key: str, trajectory: Trajectory) -> Quantities:
+    values = dynamics.units(trajectory)
+    hidden, found = values.hidden, {f"{key}/saturated": math.nan, f"{key}/dead": math.nan}
+    kind = getattr(trajectory.module, "nonlinearity", "tanh")  # of an LSTM or GRU
+    if kind == "tanh":
+        found[f"{key}/saturated"] = (hidden.abs() > SATURATED).double().mean().item()
+    elif kind == "sigmoid":
+        far = (hidden > SATURATED) | (hidden < 1 - SATURATED)
+        found[f"{key}/saturated"] = far.double().mean().item()
+    elif kind == "relu":
+        found[f"{key}/dead"] = (hidden <= 0).flatten(0, 1).all(0).double().mean().item()
+    for gate, opened in values.gates.items():
+        found[f"{key}/gate_low/{gate}"] = (opened < 0.1).double().mean().item()
+        found[f"{key}/gate_high/{gate}"] = (opened > 0.9).double().mean().item()
+    return dict(found)
+
+
+def _rules(names: Sequence[str]) -> Iterator[tuple[str, tuple[Clip, dict[str, Any]]]]:
+    """Every rule that suits these parameters, with its defaults and a memory."""
+    for name in sorted(CLIPS.load()):
+        try:
+            rule = CLIPS.default(name)
+            rule.check(names)
+        except (FileNotFoundError, InputError):  # a plugin's yaml is not in the package
+            continue
+        yield name, (rule, rule.initial_state())
+
+
+def _anchors(hidden_grad: Tensor, count: int) -> list[int]:
+    """``count`` time steps evenly spaced, the last first, each moved back to one with an error."""
+    steps = len(hidden_grad)
+    reached = hidden_grad.flatten(1).any(1)
+    anchors = []
+    for number in range(min(count, steps)):
+        wanted = steps - 1 - number * steps // count
+        before = reached[: wanted + 1].nonzero()
+        anchors.append(int(before[-1]) if len(before) else wanted)
+    return sorted({*anchors}, reverse=True)
+
+
+def _quantile(curves: Tensor, share: float) -> Floats:
+    """Over the last dimension, of what is not NaN; NaN where all is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of rows that are NaN throughout
+        # a value that is there: between -inf and a number lies nothing
+        return np.nanquantile(curves.numpy(), share, axis=-1, method="inverted_cdf")
+
+
+def _cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Of two gradients as one vector each; NaN if one is 0."""
+    lengths = total_norm(one), total_norm(other)
+    if not all(0 < length < math.inf for length in lengths):
+        return math.nan
+    return math.fsum(
+        torch.sum((a.double() / lengths[0]) * (b.double() / lengths[1])).item()
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Buffers, as batch norm's statistics, and random streams are afterwards as they were."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+def gate_names(layer: Any) -> tuple[str, ...]:
+    return {1: ("h",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}[
+        getattr(layer, "weight_hh_l0", None) is not None
+        and len(layer.weight_hh_l0) // layer.hidden_size
+        or len(layer.weight_hh) // layer.hidden_size
+    ]
