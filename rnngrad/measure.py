@@ -28,6 +28,7 @@ from rnngrad.dynamics import lag_curves, spectrum
 from rnngrad.model import SequenceModel, layer_key
 from rnngrad.norms import log10_rms, norms
 from rnngrad.parts import InputError, Interval, Part, Registry
+from rnngrad.replay import _statistics_kept as statistics_kept
 from rnngrad.runs import Floats
 
 Quantities = dict[str, float | Floats]
@@ -354,15 +355,9 @@ def _cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Buffers, as batch norm's statistics, and random streams are afterwards as they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+    """Statistics, as batch norm's, and random streams are afterwards as they were."""
+    with torch.random.fork_rng(devices=[]), statistics_kept(model):
+        yield
 
 
 def gate_names(layer: Any) -> tuple[str, ...]:
