@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rnngrad.contribution import Contribution, StepGradients
 from rnngrad.kernels.interface import Recording
 from rnngrad.norms import norms
 
@@ -101,6 +102,11 @@ class LayerRecord:
             changed: by value of the entries, by norm of the rows, which are the gates', or those of
             ``h`` and ``c``. At site ``carry`` index ``t`` is the step that sends back. ``None``
             without clipping.
+        attribution: ``s_t = ⟨G_t, g⟩ / ‖g‖² [T]``, ``g = Σ_t G_t``, float64 on the CPU: the share
+            of the first-order drop in loss, of a step of ``W_hh`` against ``g``, that is due to
+            step ``t``. They sum to 1; NaN if ``g`` is exactly 0. ``None`` unless
+            ``record(weight=True)``.
+        contribution: ``G_t`` themselves; ``None`` unless ``record(full=True, weight=True)``.
         trajectory: What it takes to go over the call again; ``None`` unless
             ``record(trajectory=True)``.
     """
@@ -112,6 +118,8 @@ class LayerRecord:
     hidden_grad: Tensor | None = None
     cell_grad: Tensor | None = None
     clipped: Tensor | None = None
+    attribution: Tensor | None = None
+    contribution: Contribution | None = None
     trajectory: Trajectory | None = None
 
 
@@ -122,7 +130,7 @@ class record:  # lower case like torch.no_grad: it reads as a statement
 
     Args:
         model: Any module that holds ``rnngrad.nn`` layers, or cells run by ``rnngrad.nn.unroll``.
-        full: Also keep the gradients themselves.
+        full: Also keep the gradients themselves; of the weight's, a step's own too.
         weight: Also measure each step's contribution to ``∂L/∂W_hh``; costs a good part of a pass.
             A cell that uses ``weight_hh`` twice in a step then has its sum over steps in another
             order, and so rounded differently.
@@ -419,8 +427,10 @@ class Call:
         steps, states = self._shape
         hidden, *cells = (state.new_zeros(()).expand(steps, *state.shape) for state in states)
         cell = cells[0] if cells else None
-        weight = torch.zeros(len(hidden), dtype=torch.float64) if self._tape.weight else None
-        return self._measured(hidden, hidden, cell, weight)
+        nothing = (
+            StepGradients([None] * len(hidden), hidden.new_zeros(1)) if self._tape.weight else None
+        )
+        return self._measured(hidden, hidden, cell, nothing)
 
     def _refuse_unreached(self, name: str, awaited: bool) -> None:
         """What the backward did not reach is 0 only if it went everywhere it could."""
@@ -435,17 +445,19 @@ class Call:
             )
 
     def _measured(
-        self, hidden: Tensor, direct: Tensor, cell: Tensor | None, weight: Tensor | None
+        self, hidden: Tensor, direct: Tensor, cell: Tensor | None, weight: Contribution | None
     ) -> LayerRecord:
         return self._arranged(
             Recording(
                 norms(hidden),
                 norms(direct),
                 None if cell is None else norms(cell),
-                weight,
                 hidden.clone() if self.full else None,
                 cell.clone() if self.full and cell is not None else None,
                 self._clipped(*hidden.shape[:2]) if self._clips else None,
+                weight if self.full else None,
+                None if weight is None else weight.norms().squeeze(-1),
+                None if weight is None else weight.attribution(),
             )
         )
 
@@ -455,19 +467,16 @@ class Call:
 
     def _arranged(self, recording: Recording) -> LayerRecord:
         """NaN beyond the ends, columns in the caller's order; changes the recording in place."""
-        if self._beyond is None and self._columns is None:
-            return LayerRecord(*recording, trajectory=self._trajectory)
-        by_row = {
-            name: tensor
-            for name, tensor in recording._asdict().items()
-            if tensor is not None and name != "weight_norm"
-        }
-        for name, tensor in by_row.items():
-            if self._beyond is not None:
-                tensor[self._beyond.to(tensor.device)] = math.nan
-            if self._columns is not None:
-                by_row[name] = tensor[:, self._columns.to(tensor.device)]
-        return LayerRecord(**by_row, weight_norm=recording.weight_norm, trajectory=self._trajectory)
+        found = recording._asdict()
+        for name in _BY_ROW:
+            if found[name] is not None and self._beyond is not None:
+                found[name][self._beyond.to(found[name].device)] = math.nan
+            if found[name] is not None and self._columns is not None:
+                found[name] = found[name][:, self._columns.to(found[name].device)]
+        return LayerRecord(**found, trajectory=self._trajectory)
+
+
+_BY_ROW = ("hidden_norm", "direct_norm", "cell_norm", "hidden_grad", "cell_grad", "clipped")
 
 
 class UnrolledCall(Call):
@@ -526,9 +535,7 @@ class UnrolledCall(Call):
     def _keep(self, kind: str, t: int, grad: Tensor) -> None:
         if self.enter_backward():
             # at once: the caller may change the gradient in place afterwards
-            self._arrived[kind, t] = (
-                norms(grad.reshape(1, -1)) if kind == "weight" else grad.clone()
-            )
+            self._arrived[kind, t] = grad.clone()
 
     def _assemble(self, name: str) -> LayerRecord:
         if not self._of("hidden"):
@@ -537,7 +544,7 @@ class UnrolledCall(Call):
         cells = self._of("cell")
         cell = _batched(torch.stack([c.detach() for c in cells]).zero_()) if cells else None
         direct = hidden.clone()
-        weight = torch.zeros(len(hidden), dtype=torch.float64)
+        weights: list[Tensor | None] = [None] * len(hidden)
         for (kind, t), (tensor, _) in self._watched.items():
             grad = self._arrived.get((kind, t))
             if grad is None and tensor.requires_grad:
@@ -551,7 +558,7 @@ class UnrolledCall(Call):
             elif kind == "cell" and cell is not None:
                 cell[t] = grad
             else:
-                weight[t] = grad.item()
+                weights[t] = grad
         if self.wants_weight and len(hidden) > 1:
             arrived = {kind for kind, _ in self._arrived}
             if "hidden" in arrived and "weight" not in arrived:
@@ -560,7 +567,8 @@ class UnrolledCall(Call):
             direct += _batched(self._arrived["outputs", 0])
         if ("last", 0) in self._arrived:
             direct[-1] += self._arrived["last", 0]
-        return self._measured(hidden, direct, cell, weight if self._tape.weight else None)
+        weight = StepGradients(weights, self._of("weight")[0]) if self.wants_weight else None
+        return self._measured(hidden, direct, cell, weight)
 
     def _of(self, kind: str) -> list[Tensor]:
         return [tensor for (of, _), (tensor, _) in self._watched.items() if of == kind]

@@ -6,8 +6,13 @@ is 0 about fifteen decades before the gradient is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+WIDE = 2**16
+"""Numbers turned into float64 at a time: as many as a processor keeps near."""
 
 
 def norms(vectors: Tensor) -> Tensor:
@@ -27,7 +32,7 @@ def norms(vectors: Tensor) -> Tensor:
 def norms_on_device(vectors: Tensor) -> Tensor:
     """``norms`` on the vectors' own device, so that nothing waits for it; not on mps."""
     if vectors.dtype == torch.float64:
-        scale = _scale(vectors, (-1,))
+        scale = scale_of(vectors, (-1,))
         norm: Tensor = torch.linalg.vector_norm(vectors / scale, dim=-1) * scale.squeeze(-1)
     else:  # the square of any float32 fits into a float64
         norm = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
@@ -47,28 +52,46 @@ def weight_norms(alpha: Tensor, predecessors: Tensor) -> Tensor:
     Returns:
         ``[T]``, float64 on the CPU.
     """
-    steps, batch, rows = alpha.shape
+    _, batch, rows = alpha.shape
     gram = batch * (rows + predecessors.shape[-1]) < rows * predecessors.shape[-1]
-    cells = batch * batch if gram else rows * predecessors.shape[-1]
-    chunk = max(1, 2**22 // max(1, cells))  # at most some 32 MiB of products at a time
     if alpha.device.type == "mps":
         alpha, predecessors = alpha.cpu(), predecessors.cpu()
     parts = []
-    for start in range(0, steps, chunk):
-        a = alpha[start : start + chunk].double()
-        h = predecessors[start : start + chunk].double()
-        scale_a, scale_h = _scale(a, (1, 2)), _scale(h, (1, 2))
-        a, h = a / scale_a, h / scale_h
+    for a, h in wide_parts(alpha, predecessors):
+        scale = None
+        if alpha.dtype == torch.float64:  # of any other, products and their squares fit into it
+            scale_a, scale_h = scale_of(a, (1, 2)), scale_of(h, (1, 2))
+            a, h, scale = a.div_(scale_a), h.div_(scale_h), (scale_a * scale_h).flatten()
         if gram:
-            squares = ((a @ a.mT) * (h @ h.mT)).sum((1, 2))
+            gram_a, gram_h = a @ a.mT, h @ h.mT
+            squares = (gram_a * gram_h).sum((1, 2))
             part = squares.clamp_min(0).sqrt()
             # where the rows cancel, a difference of squares has lost the digits that are left
-            cancelled = squares < 1e-5 * (a.norm(dim=-1) * h.norm(dim=-1)).sum(1).square()
-            part[cancelled] = torch.linalg.matrix_norm(a[cancelled].mT @ h[cancelled])
+            separately = gram_a.diagonal(dim1=1, dim2=2) * gram_h.diagonal(dim1=1, dim2=2)
+            cancelled = squares < 1e-5 * separately.sqrt().sum(1).square()
+            if cancelled.any():
+                part[cancelled] = torch.linalg.matrix_norm(a[cancelled].mT @ h[cancelled])
         else:
             part = torch.linalg.matrix_norm(a.mT @ h)
-        parts.append(part * (scale_a * scale_h).flatten())
+        parts.append(part if scale is None else part * scale)
     return torch.cat(parts).cpu()
+
+
+def wide_parts(alpha: Tensor, predecessors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both ``[T, B, ·]`` as float64, some steps at a time, in memory that is used again."""
+    steps, batch, rows = alpha.shape
+    chunk = min(steps, max(1, WIDE // max(1, batch * rows)))
+    wide = [
+        values.new_empty(chunk, *values.shape[1:], dtype=torch.float64)
+        for values in (alpha, predecessors)
+    ]
+    for start in range(0, steps, chunk):
+        stop = min(steps, start + chunk)
+        a, h = (
+            buffer[: stop - start].copy_(values[start:stop])
+            for buffer, values in zip(wide, (alpha, predecessors), strict=True)
+        )
+        yield a, h
 
 
 def log10_rms(norm: Tensor) -> Tensor:
@@ -81,17 +104,17 @@ def log10_rms(norm: Tensor) -> Tensor:
         ``[T]``; ``-inf`` where every norm is exactly 0, NaN where one is NaN, as beyond the end of
         the shortest packed sequence.
     """
-    scale = _scale(norm, (-1,))
+    scale = scale_of(norm, (-1,))
     return (norm / scale).square().mean(-1).log10() / 2 + scale.squeeze(-1).log10()
 
 
 def log10_mean(norm: Tensor) -> Tensor:
     """``log10`` of the mean over the batch, what most papers plot; ``[T, B] -> [T]``."""
-    scale = _scale(norm, (-1,))
+    scale = scale_of(norm, (-1,))
     return (norm / scale).mean(-1).log10() + scale.squeeze(-1).log10()
 
 
-def _scale(values: Tensor, dim: tuple[int, ...]) -> Tensor:
+def scale_of(values: Tensor, dim: tuple[int, ...]) -> Tensor:
     """A power of two near the largest magnitude over ``dim``, kept; 1 if that is 0 or not finite.
 
     A power of two, so that scaling by it rounds nothing.

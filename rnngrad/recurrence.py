@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor
 
 from rnngrad import bptt
+from rnngrad.contribution import OuterProducts, Total
 from rnngrad.kernels import kernel_for
 from rnngrad.kernels.interface import (
     Gradients,
     Incoming,
     Kernel,
+    Part,
     Passed,
     Recording,
     Walk,
@@ -132,9 +135,10 @@ class Recurrence(torch.autograd.Function):
             backward = partial(_backward_in_segments, ctx.kernel, ctx.segments)
         back = backward(ctx.walk, x, w, tuple(saved), Incoming(*grads[:3]), wanted, ctx.clip)
         if record and back.recording is not None:
+            recording = _weighed(back.recording, wanted.full)
             if ctx.clip is not None and ctx.clip.site == "carry" and not (h_needs or c_needs):
-                ctx.walk.clear_first(back.recording.clipped)  # nobody gets what is clipped there
-            call.fill(back.recording)  # type: ignore[union-attr]
+                ctx.walk.clear_first(recording.clipped)  # nobody gets what is clipped there
+            call.fill(recording)  # type: ignore[union-attr]
         return (
             *(None,) * 6,
             back.x,
@@ -187,11 +191,64 @@ def _backward_in_segments(
 
     Chen, Xu, Zhang & Guestrin, "Training deep nets with sublinear memory cost", 2016, section 3.
     """
-    parts = walk.parts(count)
-    has_cell = len(first) == 2 * len(parts)
     grad_x = torch.empty_like(x) if wanted.x else None
     sums: dict[str, Tensor] = {}
     recordings: list[Recording] = []
+    total: Total | None = None
+    back: Gradients | None = None
+    ways = (kernel, count, walk, x, w, first, incoming)
+    for part, back in _parts_back(*ways, wanted, clip):
+        if grad_x is not None and back.x is not None:
+            part.of(grad_x).copy_(back.x)
+        for name in ("ih", "hh", "b_ih", "b_hh", "hr"):
+            if (grad := getattr(back, name)) is not None:
+                sums[name] = sums[name].add_(grad) if name in sums else grad.clone()
+        if (recording := back.recording) is None:
+            continue
+        if recording.contribution is not None and not wanted.full:
+            found = recording.contribution.total()
+            total = found if total is None else total.plus(found)
+            norm = recording.contribution.norms().squeeze(-1)
+            recording = recording._replace(weight_norm=norm, contribution=None)
+        recordings.append(recording)
+    assert back is not None
+    joined = _joined(recordings, walk.reverse) if recordings else None
+    if joined is not None and total is not None:
+        # what all steps add up to is known only now: once more, as nothing of this size was kept
+        alone = Wanted(**dict.fromkeys(Wanted._fields, False) | {"norms": True, "weight": True})
+        shares = [
+            again.recording.contribution.shares(total)
+            for _, again in _parts_back(*ways, alone, clip)
+            if again.recording is not None and again.recording.contribution is not None
+        ]
+        joined = joined._replace(attribution=torch.cat(shares if walk.reverse else shares[::-1]))
+    return Gradients(
+        x=grad_x,
+        h_0=back.h_0,
+        c_0=back.c_0,
+        ih=sums.get("ih"),
+        hh=sums.get("hh"),
+        b_ih=sums.get("b_ih"),
+        b_hh=sums.get("b_hh"),
+        hr=sums.get("hr"),
+        recording=joined,
+    )
+
+
+def _parts_back(
+    kernel: Kernel,
+    count: int,
+    walk: Walk,
+    x: Tensor,
+    w: Weights,
+    first: tuple[Tensor, ...],
+    incoming: Incoming,
+    wanted: Wanted,
+    clip: RowClip | None,
+) -> Iterator[tuple[Part, Gradients]]:
+    """One part after the other, the last one first."""
+    parts = walk.parts(count)
+    has_cell = len(first) == 2 * len(parts)
     carried_h = carried_c = None
     for index, part in reversed(list(enumerate(parts))):
         h_0, c_0 = first[2 * index : 2 * index + 2] if has_cell else (first[index], None)
@@ -212,33 +269,50 @@ def _backward_in_segments(
             clip,
         )
         carried_h, carried_c = back.h_0, back.c_0
-        if grad_x is not None and back.x is not None:
-            part.of(grad_x).copy_(back.x)
-        for name in ("ih", "hh", "b_ih", "b_hh", "hr"):
-            if (grad := getattr(back, name)) is not None:
-                sums[name] = sums[name].add_(grad) if name in sums else grad.clone()
-        if back.recording is not None:
-            recordings.append(back.recording)
-    assert carried_h is not None
-    ordered = recordings if walk.reverse else recordings[::-1]
-    return Gradients(
-        x=grad_x,
-        h_0=carried_h,
-        c_0=carried_c,
-        ih=sums.get("ih"),
-        hh=sums.get("hh"),
-        b_ih=sums.get("b_ih"),
-        b_hh=sums.get("b_hh"),
-        hr=sums.get("hr"),
-        recording=_joined(ordered) if recordings else None,
+        yield part, back
+
+
+def _weighed(recording: Recording, full: bool) -> Recording:
+    """The recording of a whole sequence with what its contributions say, if it has them.
+
+    Args:
+        recording: As a kernel gives it.
+        full: Whether to keep them.
+    """
+    found = recording.contribution
+    if found is None:
+        return recording
+    return recording._replace(
+        weight_norm=found.norms().squeeze(-1),
+        attribution=found.attribution(),
+        contribution=found if full else None,
     )
 
 
-def _joined(recordings: list[Recording]) -> Recording:
-    """Recordings of successive parts as one."""
-    axes = (-2, -2, -2, -1, -3, -3, -2)  # of time, in the order of the fields
-    joined: list[Any] = [
-        None if values[0] is None else torch.cat(values, axis)
-        for values, axis in zip(zip(*recordings, strict=True), axes, strict=True)
-    ]
-    return Recording(*joined)
+def _joined(recordings: list[Recording], in_order: bool) -> Recording:
+    """Recordings of successive parts as one.
+
+    Args:
+        recordings: The last visited part first.
+        in_order: Whether that is the order of time as well.
+    """
+    ordered = recordings if in_order else recordings[::-1]
+    joined: dict[str, Any] = {}
+    for name, axis in _TIME_AXES.items():
+        values = [getattr(recording, name) for recording in ordered]
+        joined[name] = None if values[0] is None else torch.cat(values, axis)
+    contributions = [recording.contribution for recording in ordered]
+    if isinstance(contributions[0], OuterProducts):
+        joined["contribution"] = OuterProducts.joined(cast(Any, contributions))
+    return Recording(**joined)
+
+
+_TIME_AXES = {
+    "hidden_norm": -2,
+    "direct_norm": -2,
+    "cell_norm": -2,
+    "hidden_grad": -3,
+    "cell_grad": -3,
+    "clipped": -2,
+    "weight_norm": -1,
+}

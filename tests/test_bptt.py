@@ -8,8 +8,10 @@ import gc
 import math
 import pickle
 import weakref
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +22,7 @@ from torch.nn.utils import prune
 from rnngrad.bptt import record
 from rnngrad.cells import CELLS
 from rnngrad.check import compare_cell, is_right
+from rnngrad.contribution import OuterProducts
 from rnngrad.nn import GRU, LSTM, RNN, convert, unroll
 from rnngrad.norms import log10_mean, log10_rms, norms, weight_norms
 
@@ -205,6 +208,190 @@ def test_recording_changes_nothing_over_20_steps(make: Any) -> None:
         histories.append([*history, *model.parameters(), torch.rand(3)])
     for other in histories[1:]:
         assert all(torch.equal(a, b) for a, b in zip(histories[0], other, strict=True))
+
+
+# --- what each step adds to the recurrent weight's gradient
+
+
+def steps_gradients(layer: Any, x: Tensor, suffix: str, loss: Any) -> Tensor:
+    """``G_t [T, gH, P]`` by autograd: a loop of cells with a copy of the weight for every step."""
+    kind: Any = {RNN: nn.RNNCell, LSTM: nn.LSTMCell, GRU: nn.GRUCell}[type(layer)]
+    cell = kind(x.shape[-1], layer.hidden_size, dtype=torch.float64)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        setattr(cell, name, nn.Parameter(getattr(layer, f"{name}_{suffix}").detach().double()))
+    times = range(len(x))
+    weights = {t: cell.weight_hh.detach().clone().requires_grad_() for t in times}
+    state: Any = None
+    outputs: dict[int, Tensor] = {}
+    for t in reversed(times) if suffix.endswith("_reverse") else times:
+        arguments = (x[t].double(), state)
+        state = torch.func.functional_call(cell, {"weight_hh": weights[t]}, arguments)
+        outputs[t] = state[0] if isinstance(state, tuple) else state
+    loss(torch.stack([outputs[t] for t in times])).backward()
+    return torch.stack([weights[t].grad for t in times])
+
+
+def shares(grads: Tensor) -> Tensor:
+    g = grads.sum(0)
+    return (grads * g).flatten(1).sum(1) / g.square().sum()
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("suffix", ["l0", "l0_reverse"])
+def test_attribution_and_contributions_are_those_of_autograd(
+    make: Any, suffix: str, full: bool, segments: int
+) -> None:
+    torch.manual_seed(0)
+    layer = make(3, 4, bidirectional=True, dtype=torch.float64)
+    layer.recompute_segments = segments
+    x = torch.randn(7, 5, 3, dtype=torch.float64)
+    loss = lambda h: (h.square().sum((1, 2)) * torch.arange(7)).sum()  # noqa: E731
+    with record(layer, full=full, weight=True) as tape:
+        output = layer(x)[0]
+        loss(output[..., 4:] if suffix.endswith("_reverse") else output[..., :4]).backward()
+    kept, grads = tape[suffix], steps_gradients(layer, x, suffix, loss)
+    assert kept.attribution is not None and kept.attribution.dtype == torch.float64
+    torch.testing.assert_close(kept.attribution, shares(grads), rtol=1e-10, atol=1e-13)
+    assert kept.attribution.sum().item() == pytest.approx(1, abs=1e-12)
+    assert (kept.contribution is not None) == full
+    if kept.contribution is None:
+        return
+    gates = layer.weight_hh_l0.shape[0] // 4
+    by_gate = grads.unflatten(1, (gates, 4)).norm(dim=(2, 3))
+    for count, expected in ((gates, by_gate), (1, grads.norm(dim=(1, 2)).unsqueeze(1))):
+        torch.testing.assert_close(kept.contribution.norms(count), expected, rtol=1e-10, atol=0)
+    direction = torch.randn_like(layer.weight_hh_l0)
+    along = (grads * direction.detach()).sum((1, 2))
+    torch.testing.assert_close(kept.contribution.along(direction), along, rtol=1e-10, atol=1e-13)
+
+
+def test_attribution_of_packed_sequences_is_of_the_steps_that_they_have(make: Any) -> None:
+    torch.manual_seed(0)
+    layer = make(3, 4, bidirectional=True, dtype=torch.float64)
+    x, lengths = torch.randn(7, 3, 3, dtype=torch.float64), [2, 7, 4]
+    kept = {}
+    for segments in (1, 3):
+        layer.recompute_segments = segments
+        with record(layer, weight=True) as tape:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+            layer(packed)[0].data.square().sum().backward()
+        kept[segments] = dict(tape)
+    for name in ("l0", "l0_reverse"):
+        parts = [
+            (steps_gradients(layer, x[:n, b : b + 1], name, lambda h: h.square().sum()), n)
+            for b, n in enumerate(lengths)
+        ]
+        grads = torch.stack([nn.functional.pad(g, (0, 0, 0, 0, 0, 7 - n)) for g, n in parts]).sum(0)
+        for segments in (1, 3):
+            found = kept[segments][name].attribution
+            torch.testing.assert_close(found, shares(grads), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("segments", [1, 7])
+def test_attributions_sum_to_1_however_fast_the_gradient_vanishes(
+    make: Any, dtype: torch.dtype, segments: int
+) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        layer = make(3, 32, dtype=dtype)
+        layer.recompute_segments = segments
+        with record(layer, weight=True) as tape:
+            layer(torch.randn(300, 4, 3, dtype=dtype))[0][-1].sum().backward()
+        found = tape["l0"].attribution
+        assert found is not None and abs(found.sum().item() - 1) < 1e-12
+        assert (found != 0).sum() > 150
+
+
+@pytest.mark.parametrize("unrolls", [False, True])
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_attribution_does_not_depend_on_the_size_of_the_loss(
+    make: Any, scale: float, unrolls: bool
+) -> None:
+    torch.manual_seed(0)
+    part = {RNN: "rnn", LSTM: "lstm", GRU: "gru"}[make]
+    cell = CELLS.default(part, hidden_size=4)
+    module = (cell.cell(3) if unrolls else cell.layers(3)).double()
+    x, found = torch.randn(6, 3, 3, dtype=torch.float64), []
+    for by in (1.0, scale):
+        with record(module, full=True, weight=True) as tape:
+            output = unroll(module, x)[0] if unrolls else module(x)[0]
+            (output.sum() * by).backward()
+        found.append(tape["l0"])
+    torch.testing.assert_close(found[0].attribution, found[1].attribution, rtol=1e-9, atol=1e-12)
+    one, other = (kept.contribution for kept in found)
+    torch.testing.assert_close(one.norms(), other.norms() / scale, rtol=1e-9, atol=0)
+    direction = torch.randn(one.total().matrix.shape, dtype=torch.float64)
+    along = other.along(direction / scale)  # of which the products are neither 0 nor infinite
+    torch.testing.assert_close(one.along(direction), along, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("unrolls", [False, True])
+def test_attribution_of_a_gradient_that_is_exactly_0_is_nan(unrolls: bool) -> None:
+    """Where a first step from state 0 is all there is; where the loss does not reach the layer."""
+    module: nn.Module = nn.GRUCell(3, 4) if unrolls else GRU(3, 4)
+    with record(module, full=True, weight=True) as tape:
+        inputs = torch.randn(1, 2, 3), torch.randn(3, 2, 3)
+        outputs = [unroll(module, x)[0] if unrolls else module(x)[0] for x in inputs]
+        outputs[0].sum().backward()
+    for kept, steps in zip(tape.calls("l0"), (1, 3), strict=True):
+        assert kept.attribution.isnan().all() and kept.attribution.shape == (steps,)
+        assert (kept.weight_norm == 0).all()
+        assert torch.equal(kept.contribution.norms(3), torch.zeros(steps, 3, dtype=torch.float64))
+        assert (kept.contribution.along(torch.ones(12, 4)) == 0).all()
+
+
+def test_contributions_of_a_cell_are_the_gradients_of_its_weight_at_each_step(
+    cell: nn.Module,
+) -> None:
+    weight = dict(cell.named_parameters(recurse=False)).get("weight_hh")
+    if weight is None:
+        pytest.skip("its weight_hh is computed")
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    with record(cell, full=True, weight=True) as tape:
+        unroll(cell, x)[0].square().sum().backward()
+    kept, direction = tape["l0"], torch.randn_like(weight)
+    assert kept.contribution is not None and kept.attribution is not None
+    assert weight.grad is not None
+    along = kept.contribution.along(direction)
+    assert along.sum().item() == pytest.approx((weight.grad * direction).sum().item())
+    assert kept.attribution.sum().item() == pytest.approx(1, abs=1e-12)
+    parts = kept.contribution.along(weight.grad) / weight.grad.square().sum()
+    torch.testing.assert_close(kept.attribution, parts, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(kept.contribution.norms()[:, 0], kept.weight_norm)
+    blocks = len(weight) // 6
+    by_gate = kept.contribution.norms(blocks)
+    torch.testing.assert_close(by_gate.norm(dim=1), kept.weight_norm)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.integers(1, 6),
+    batch=st.integers(1, 5),
+    gates=st.integers(1, 4),
+    hidden=st.integers(1, 5),
+    exponents=st.lists(st.integers(-150, 100), min_size=6, max_size=6),
+    seed=st.integers(0, 1000),
+)
+def test_contributions_of_any_size_are_those_of_the_outer_products(
+    steps: int, batch: int, gates: int, hidden: int, exponents: list[int], seed: int
+) -> None:
+    """Beside exact fractions, for sizes whose squares are far beyond the range."""
+    generator = torch.Generator().manual_seed(seed)
+    a, h = (
+        torch.randn(steps, batch, n, dtype=torch.float64, generator=generator)
+        for n in (gates * hidden, hidden)
+    )
+    a = a * 10.0 ** torch.tensor(exponents[:steps], dtype=torch.float64).view(-1, 1, 1)
+    exact, states = (np.vectorize(Fraction, otypes=[object])(part.numpy()) for part in (a, h))
+    built = [exact[t].T @ states[t] for t in range(steps)]
+    g = sum(built)
+    found = OuterProducts(a, h).attribution()
+    for t in range(steps):
+        expected = float((built[t] * g).sum() / (g * g).sum())
+        assert found[t].item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert found.sum().item() == pytest.approx(1, abs=1e-10)
 
 
 # --- which calls, which backward
@@ -426,7 +613,7 @@ def test_a_cell_unrolled_is_its_layer(name: str) -> None:
             last = state[0] if isinstance(state, tuple) else state
             (output.square().sum() + last.sum()).backward()
         tapes.append(tape["l0"])
-    for quantity in tapes[0].__dataclass_fields__:
+    for quantity in tapes[0].__dataclass_fields__.keys() - {"contribution", "trajectory"}:
         a, b = (getattr(r, quantity) for r in tapes)
         assert (a is None) == (b is None)
         if a is not None:

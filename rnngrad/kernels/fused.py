@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rnngrad.contribution import OuterProducts
 from rnngrad.kernels import loops, memory, native
 from rnngrad.kernels.cells import CELLS
 from rnngrad.kernels.interface import (
@@ -26,7 +27,6 @@ from rnngrad.kernels.interface import (
 from rnngrad.kernels.product import product_kernel
 from rnngrad.kernels.rowclip import RowClip
 from rnngrad.kernels.vector import REGISTER_BYTES
-from rnngrad.norms import weight_norms
 
 SERIAL_WORK = 100_000
 """Multiplications under which a second thread costs more than it brings."""
@@ -179,9 +179,9 @@ class FusedKernel:
         )
         recording = None
         if norms[0] is not None and norms[1] is not None:
-            weight = None if alpha is None or before is None else weight_norms(alpha, before)
+            weight = None if alpha is None or before is None else OuterProducts(alpha, before)
             recording = Recording(
-                norms[0], norms[1], norms[2], weight, hidden_grad, cell_grad, clipped
+                norms[0], norms[1], norms[2], hidden_grad, cell_grad, clipped, weight
             )
         hh, ih = _over_slices(hh, lead), _over_slices(ih, lead)
         grads: tuple[Tensor | None, ...] = (None, None, None)

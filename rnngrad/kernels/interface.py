@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from rnngrad.contribution import Contribution
 from rnngrad.kernels.rowclip import RowClip
 
 
@@ -204,7 +205,7 @@ class Wanted(NamedTuple):
         hr: That of ``W_hr``.
         norms: Norms of ``∂L/∂h_t``, ``∂L/∂c_t`` and the direct part.
         full: The gradients themselves.
-        weight: Each step's contribution to ``∂L/∂W_hh``.
+        weight: Each step's contribution to ``∂L/∂W_hh``, as ``Recording.contribution``.
     """
 
     x: bool
@@ -217,15 +218,20 @@ class Wanted(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """What is recorded of a way back, by time step; see ``rnngrad.bptt.LayerRecord``."""
+    """What is recorded of a way back, by time step; see ``rnngrad.bptt.LayerRecord``.
+
+    A kernel gives the contributions alone: what they say takes the whole sequence.
+    """
 
     hidden_norm: Tensor
     direct_norm: Tensor
     cell_norm: Tensor | None
-    weight_norm: Tensor | None
     hidden_grad: Tensor | None
     cell_grad: Tensor | None
     clipped: Tensor | None = None
+    contribution: Contribution | None = None
+    weight_norm: Tensor | None = None
+    attribution: Tensor | None = None
 
 
 class Gradients(NamedTuple):

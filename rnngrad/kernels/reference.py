@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rnngrad.contribution import OuterProducts
 from rnngrad.kernels.activations import ALPHA, NEGATIVE_SLOPE, mode_of
 from rnngrad.kernels.interface import (
     Gradients,
@@ -32,7 +33,7 @@ from rnngrad.kernels.interface import (
     Weights,
 )
 from rnngrad.kernels.rowclip import RowClip, Site
-from rnngrad.norms import norms, weight_norms
+from rnngrad.norms import norms
 
 _SITES: tuple[Site, ...] = ("state", "preact", "carry")
 
@@ -472,8 +473,8 @@ def _record(
         hidden_norm=norms(back.hidden),
         direct_norm=norms(direct),
         cell_norm=None if back.cell is None else norms(back.cell),
-        weight_norm=weight_norms(back.recurrent, before) if wanted.weight else None,
         hidden_grad=back.hidden if wanted.full else None,
         cell_grad=back.cell if wanted.full else None,
         clipped=clipped,
+        contribution=OuterProducts(back.recurrent, before) if wanted.weight else None,
     )
