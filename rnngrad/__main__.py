@@ -117,7 +117,7 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
     from rnngrad.config import experiment, load_plugins
     from rnngrad.model import build_model
     from rnngrad.tracking import Tracker
-    from rnngrad.training import train
+    from rnngrad.training import Training
 
     values = plain(config)
     load_plugins(values, HydraConfig.get().overrides.task)
@@ -140,7 +140,7 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
         named = list(model.named_parameters())
         tracker = Tracker(directory, chance, spec.task.time_steps, spec.columns)
         with tracker, _noticing_signals() as received:
-            result = train(
+            result = Training(
                 model,
                 spec.task,
                 spec.optim.build(model.parameters()),
@@ -162,7 +162,7 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
                 observer=spec.observer(model),
                 learning_rate=lambda step: spec.optim.learning_rate(step, trainer.steps),
                 should_stop=lambda: bool(received),
-            )
+            ).run()
             tracker.finish(result)
     if result.reason:
         _say(f"{_short(directory)} {result.status}: {result.reason}")

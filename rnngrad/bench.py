@@ -42,7 +42,7 @@ from rnngrad.report import bench_figure
 from rnngrad.rivals import Step
 from rnngrad.task import TASKS, Task
 from rnngrad.tracking import Tracker
-from rnngrad.training import train
+from rnngrad.training import Training
 
 LAYERS: dict[str, tuple[Any, Any]] = {
     "RNN": (RNN, nn.RNN),
@@ -230,7 +230,7 @@ def sgemm() -> float:
 
 
 def training_step(kind: str, task: Task, batch_size: int, hidden: int) -> Step:
-    """One step of ``rnngrad.training.train``, recorded, without the files."""
+    """One step of ``rnngrad.training.Training``, recorded, without the files."""
     cell = CELLS.default(kind.lower(), hidden_size=hidden)
     model = build_model(cell, task, INITS.default("torch"), seed=0)
     optimizer = OPTIMS.default("adam").build(model.parameters())
@@ -291,7 +291,7 @@ def measured_run(kind: str, task: Task, hidden: int, measure: str | None, steps:
         named = list(model.named_parameters())
         with tempfile.TemporaryDirectory() as folder:
             with Tracker(folder, task.chance_loss, task.time_steps) as tracker:
-                train(
+                Training(
                     model,
                     task,
                     OPTIMS.default("adam").build(model.parameters()),
@@ -307,7 +307,7 @@ def measured_run(kind: str, task: Task, hidden: int, measure: str | None, steps:
                     observer=None
                     if not isinstance(chosen, Dynamics)
                     else Observer(chosen, model, task.time_steps),
-                )
+                ).run()
 
     return step
 

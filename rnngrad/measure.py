@@ -195,7 +195,7 @@ class Observation:
             self._quantities["input_norm"] = self._padded(log10_rms(norms(grad)))
         for name, layer in records.items():
             self._measure_layer(layer_key(name), layer)
-        if self._observer.rules and hasattr(list(records.values())[-1], "contribution"):
+        if self._observer.rules:
             self._measure_rules(list(records.values())[-1])
         if self._chosen.noise_scale:
             self._measure_noise(inputs.shape[1], loss_of)
@@ -210,10 +210,10 @@ class Observation:
                 into[f"{key}/lag{suffix}"] = self._padded(_quantile(curves.hidden, share))
             if curves.cell is not None:
                 into[f"{key}/lag_cell"] = self._padded(_quantile(curves.cell, 0.5))
-        if getattr(layer, "attribution", None) is not None:
+        if layer.weight_norm is not None and layer.attribution is not None:
             into[f"{key}/weight_norm"] = self._padded(layer.weight_norm.log10())
             into[f"{key}/attribution"] = self._padded(layer.attribution)
-        if chosen.gates and getattr(layer, "contribution", None) is not None:
+        if chosen.gates and layer.contribution is not None:
             names = gate_names(trajectory.module)
             blocks = layer.contribution.norms(len(names)).log10()
             for gate, values in zip(names, blocks.unbind(1), strict=True):
@@ -268,11 +268,11 @@ class Observation:
         return np.pad(row, (0, self._observer.time_steps - len(row)), constant_values=np.nan)
 
 
-def _recurrent_weights(model: SequenceModel) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Of each layer its key in a run, its module, and its ``W_hh``."""
+def _recurrent_weights(model: SequenceModel) -> Iterator[tuple[str, nn.Module, Tensor | None]]:
+    """Of each layer its key in a run, its module, and its ``W_hh`` if it has one of that name."""
     if isinstance(model.rnn, Unrolled):
         for number, cell in enumerate(model.rnn.cells):
-            yield f"l{number}", cell, cell.weight_hh  # type: ignore[misc]
+            yield f"l{number}", cell, getattr(cell, "weight_hh", None)
     else:
         for name, weight in model.rnn.named_parameters():
             if name.startswith("weight_hh_"):
@@ -282,6 +282,8 @@ def _recurrent_weights(model: SequenceModel) -> Iterator[tuple[str, nn.Module, T
 def _spectra(model: SequenceModel) -> Quantities:
     found: Quantities = {}
     for key, layer, weight in _recurrent_weights(model):
+        if weight is None:
+            continue
         matrix = weight.detach()
         blocks = matrix.split(matrix.shape[-1]) if matrix.dim() == 2 else [matrix.diag()]
         names = gate_names(layer)
@@ -339,7 +341,8 @@ def _quantile(curves: Tensor, share: float) -> Floats:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of rows that are NaN throughout
         # a value that is there: between -inf and a number lies nothing
-        return np.nanquantile(curves.numpy(), share, axis=-1, method="inverted_cdf")
+        quantile: Floats = np.nanquantile(curves.numpy(), share, axis=-1, method="inverted_cdf")
+    return quantile
 
 
 def _cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,47 +22,70 @@ from rnngrad.task import EVALUATION_CHUNK, Task
 from rnngrad.tracking import Result, Tracker
 from rnngrad.truncation import truncated_backward
 
+_NOWHERE = "the loss is not finite, while everything on this step's training batch is"
+_NO_GRADIENT = ClipReport(math.nan, math.nan, 1.0, clipped=False, finite=False)
 
-def train(
-    model: SequenceModel,
-    task: Task,
-    optimizer: torch.optim.Optimizer,
-    clipper: Clipper,
-    tracker: Tracker,
-    *,
-    seed: int,
-    steps: int,
-    batch_size: int,
-    eval_every: int,
-    eval_size: int,
-    log_every: int,
-    stop_when_solved: bool,
-    log_per_decade: int | None = None,
-    eval_lengths: Sequence[int] = (),
-    tbptt: tuple[int, int] | None = None,
-    regularizer: Regularizer = NoRegularizer(),  # noqa: B008
-    nonlinearity: str | None = None,
-    audit: ClipAudit | None = None,
-    observer: Observer | None = None,
-    learning_rate: Callable[[int], float] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Result:
-    """Trains ``model`` on fresh batches of ``task`` and tracks it.
+
+@dataclass
+class Progress:
+    """How far a run has come: what shapes its future, beside the states of its parts.
+
+    Args:
+        step: Updates done.
+        clipped: Of these, how many the clip rule changed.
+        skipped: How many it left out.
+        loss: Of the last batch.
+        solved_at: Updates done at the first evaluation that met the task's rule.
+        evaluation: The last one's scores.
+        state: Of the layers after the last batch, for tasks whose next batch goes on with it.
+    """
+
+    step: int = 0
+    clipped: int = 0
+    skipped: int = 0
+    loss: float = math.nan
+    solved_at: int | None = None
+    evaluation: dict[str, float] = field(default_factory=dict)
+    state: Any = None
+
+
+@dataclass
+class _Update:
+    """One step on its way: what went into it, what came back, what was done with it."""
+
+    step: int
+    inputs: Tensor
+    targets: Tensor
+    before: Any
+    logs: bool
+    evaluates: bool
+    observer: Observer | None
+    passed: Passed
+    loss: float
+    records: Mapping[str, LayerRecord]
+    penalty: float = math.nan
+    report: ClipReport = _NO_GRADIENT
+    audited: Mapping[str, ClipReport] = field(default_factory=dict)
+    observation: Observation | None = None
+
+
+class Training:
+    """Trains a model on fresh batches of a task and tracks it.
 
     Args:
         model: Changed in place.
         task: Gives data, loss and the rule for solved.
         optimizer: Of the model's parameters.
         clipper: Called once between backward and the optimiser's step.
-        tracker: Is told of every logged step.
+        tracker: Is told of every update, and all about the logged ones.
         seed: Of the data; step ``s`` trains on a pure function of ``(seed, s)``.
         steps: Updates at most.
         batch_size: ``B``.
         eval_every: Evaluate after every so many updates, and after the last.
         eval_size: Sequences in an evaluation.
         log_every: Log the first step, every so many, every evaluated one and the last.
-        log_per_decade: In place of ``log_every``: so many steps a decade of training.
         stop_when_solved: End at the first evaluation that meets the task's rule.
+        log_per_decade: In place of ``log_every``: so many steps a decade of training.
         eval_lengths: Evaluate the task at these lengths as well.
         tbptt: ``(k1, k2)`` of truncated back-propagation; ``None`` for all of it.
         regularizer: Adds its gradient before clipping.
@@ -70,124 +94,214 @@ def train(
         observer: Measures the model at some of the logged steps.
         learning_rate: Of each step, counted from 1; ``None`` leaves the optimiser's.
         should_stop: Asked after every update; true ends the run as interrupted.
-
-    Returns:
-        How it ended. A loss or gradient that is not finite ends it before the update.
     """
-    parameters = list(model.parameters())
-    device = parameters[0].device
-    elsewhere = {length: task.at_length(length) for length in eval_lengths}
-    in_full = regularizer.needs_gradients
-    solved_at: int | None = None
-    evaluation: dict[str, float] = {}
-    clipped = skipped = done = 0
-    status, reason, loss_value = "completed", None, math.nan
-    state: Any = None
-    bar = tqdm(
-        total=steps, desc=tracker.directory.name, unit="step", disable=None, dynamic_ncols=True
-    )
-    for step in range(1, steps + 1):
-        batch = task.training_batch(seed, step, batch_size)
-        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
-        state = first_rows(state, inputs.shape[1]) if batch.continues else None
-        evaluates = step % eval_every == 0 or step == steps
-        logs = _on_schedule(step, log_every, log_per_decade) or evaluates
-        observes = observer is not None and observer.due(step, logged=logs, evaluated=evaluates)
-        if observes and observer.wants_inputs:
-            inputs = inputs.detach().requires_grad_()
-        if learning_rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step)
 
-        for parameter in parameters:
-            parameter.grad = None
-        before = state
-        options = {"full": in_full} | (observer.recording if observes else {})
-        passed, loss_value, records = _backward(
-            model, task, inputs, targets, state, tbptt, options if logs or in_full else None
+    def __init__(
+        self,
+        model: SequenceModel,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        clipper: Clipper,
+        tracker: Tracker,
+        *,
+        seed: int,
+        steps: int,
+        batch_size: int,
+        eval_every: int,
+        eval_size: int,
+        log_every: int,
+        stop_when_solved: bool,
+        log_per_decade: int | None = None,
+        eval_lengths: Sequence[int] = (),
+        tbptt: tuple[int, int] | None = None,
+        regularizer: Regularizer = NoRegularizer(),  # noqa: B008
+        nonlinearity: str | None = None,
+        audit: ClipAudit | None = None,
+        observer: Observer | None = None,
+        learning_rate: Callable[[int], float] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model, self.task, self.optimizer = model, task, optimizer
+        self.clipper, self.tracker = clipper, tracker
+        self.seed, self.steps, self.batch_size = seed, steps, batch_size
+        self.eval_every, self.eval_size = eval_every, eval_size
+        self.log_every, self.log_per_decade = log_every, log_per_decade
+        self.stop_when_solved = stop_when_solved
+        self.elsewhere = {length: task.at_length(length) for length in eval_lengths}
+        self.tbptt, self.regularizer, self.nonlinearity = tbptt, regularizer, nonlinearity
+        self.audit, self.observer = audit, observer
+        self.learning_rate, self.should_stop = learning_rate, should_stop
+        self.parameters = list(model.parameters())
+        self.progress = Progress()
+        self._status = "completed"
+        self._reason: str | None = None
+
+    def run(self) -> Result:
+        """Goes on from where it is to the end.
+
+        Returns:
+            How it ended. A loss or gradient that is not finite ends it before the update.
+        """
+        bar = tqdm(
+            total=self.steps,
+            initial=self.progress.step,
+            desc=self.tracker.directory.name,
+            unit="step",
+            disable=None,
+            dynamic_ncols=True,
         )
-        state = detached(passed.state)
-        penalty = math.nan
-        audited = dict.fromkeys(() if audit is None else audit.counts, _NO_GRADIENT)
-        report, observation = _NO_GRADIENT, None
-        if math.isfinite(loss_value):
-            top = list(records.values())[-1].hidden_grad if in_full else None
-            penalty = regularizer.add_(model.rnn, passed.hidden, top, nonlinearity)
-            audited = audit() if audit is not None else audited
-            if observes and all(p.grad.isfinite().all() for p in parameters if p.grad is not None):
-                loss_of = partial(_loss_of, model, task, seed, step, before)
-                observation = Observation(observer, records, inputs, loss_of)
-            report = clipper()
-            if observation is not None:
-                observation.clipped()
-        tracker.updated(loss_value, report.norm_pre, report.coef)
-        if not report.finite:
-            status = "diverged"
-            found = locate_nonfinite(model, task, inputs, targets, before)
-            if not found and math.isfinite(loss_value):
-                found = "the gradient of the penalty is not finite, while that of the loss is"
-            reason = f"step {step}: " + (found or _NOWHERE)
-            accuracy = task.accuracy(passed.outputs, targets).item()
-            rate = optimizer.param_groups[0]["lr"]
-            tracker.log(_row(step, loss_value, accuracy, report, penalty, rate, audited), {})
-            break
-        if not report.skipped:
-            optimizer.step()
-        if observation is not None:
-            tracker.measured(step, observation.updated())
-        done = step
-        clipped += report.clipped
-        skipped += report.skipped
+        with bar:
+            for step in range(self.progress.step + 1, self.steps + 1):
+                update = self._forth_and_back(step)
+                if not update.report.finite:
+                    self._stop_at(update)
+                    break
+                self._apply(update)
+                ends = self._conclude(update)
+                if update.logs or ends:
+                    self._log(update)
+                    bar.set_postfix(loss=f"{update.loss:.4g}", grad=f"{update.report.norm_pre:.3g}")
+                bar.update()
+                if ends:
+                    break
+        return self._result()
 
-        interrupted = should_stop()
-        if evaluates and not interrupted:
-            evaluation = evaluate(model, task, eval_size)
-            for length, there in elsewhere.items():
-                scores = evaluate(model, there, eval_size)
-                evaluation |= {f"{name}_at_{length}": value for name, value in scores.items()}
-            if solved_at is None and task.solved(evaluation["loss"], evaluation["accuracy"]):
-                solved_at = step
-            if not math.isfinite(evaluation["loss"]):
-                status = "diverged"
-                found = locate_nonfinite(model, task, inputs, targets, before)
-                reason = f"evaluation after step {step}: {found or _NOWHERE}"
-        solved = stop_when_solved and solved_at is not None
-        ends = interrupted or status == "diverged" or solved or step == steps
-        if logs or ends:
-            accuracy = task.accuracy(passed.outputs, targets).item()
-            rate = optimizer.param_groups[0]["lr"]
-            row = _row(step, loss_value, accuracy, report, penalty, rate, audited)
-            if evaluates and not interrupted:
-                row |= {f"eval_{name}": value for name, value in evaluation.items()}
-            tracker.log(row, records if logs else {})
-            bar.set_postfix(
-                loss=f"{loss_value:.4g}", accuracy=f"{accuracy:.3f}", grad=f"{report.norm_pre:.3g}"
+    def _forth_and_back(self, step: int) -> _Update:
+        """Up to the gradient, clipped if it is finite."""
+        device, progress = self.parameters[0].device, self.progress
+        batch = self.task.training_batch(self.seed, step, self.batch_size)
+        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
+        before = first_rows(progress.state, inputs.shape[1]) if batch.continues else None
+        evaluates = step % self.eval_every == 0 or step == self.steps
+        logs = _on_schedule(step, self.log_every, self.log_per_decade) or evaluates
+        observer = self.observer
+        if observer is not None and not observer.due(step, logged=logs, evaluated=evaluates):
+            observer = None
+        if observer is not None and observer.wants_inputs:
+            inputs = inputs.detach().requires_grad_()
+        if self.learning_rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(step)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+        in_full = self.regularizer.needs_gradients
+        options = {"full": in_full} | ({} if observer is None else observer.recording)
+        recorded = options if logs or in_full else None
+        passed, loss, records = _backward(
+            self.model, self.task, inputs, targets, before, self.tbptt, recorded
+        )
+        progress.loss, progress.state = loss, detached(passed.state)
+        update = _Update(
+            step, inputs, targets, before, logs, evaluates, observer, passed, loss, records
+        )
+        if math.isfinite(loss):
+            self._clip(update)
+        elif self.audit is not None:
+            update.audited = dict.fromkeys(self.audit.counts, _NO_GRADIENT)
+        self.tracker.updated(loss, update.report.norm_pre, update.report.coef)
+        return update
+
+    def _clip(self, update: _Update) -> None:
+        """What happens to a gradient before it is used, and what is seen of it."""
+        top = None
+        if self.regularizer.needs_gradients:
+            top = list(update.records.values())[-1].hidden_grad
+        update.penalty = self.regularizer.add_(
+            self.model.rnn, update.passed.hidden, top, self.nonlinearity
+        )
+        if self.audit is not None:
+            update.audited = self.audit()
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        if update.observer is not None and all(grad.isfinite().all() for grad in grads):
+            loss_of = partial(
+                _loss_of, self.model, self.task, self.seed, update.step, update.before
             )
-        bar.update()
-        if interrupted:
-            status = "interrupted"
-        if ends:
-            break
-    bar.close()
-    return Result(
-        status=status,
-        steps=done,
-        loss=loss_value,
-        eval_loss=evaluation.get("loss"),
-        eval_accuracy=evaluation.get("accuracy"),
-        solved_at=solved_at,
-        clip_fraction=clipped / max(done, 1),
-        skip_fraction=skipped / max(done, 1),
-        eval_at={
-            str(length): {name: evaluation[f"{name}_at_{length}"] for name in ("loss", "accuracy")}
-            for length in (elsewhere if evaluation else ())
-        },
-        clip_audit={
-            label: {"clip_fraction": count.fraction, "mean_coef": count.mean_coef}
-            for label, count in ({} if audit is None else audit.counts).items()
-        },
-        reason=reason,
-    )
+            update.observation = Observation(
+                update.observer, update.records, update.inputs, loss_of
+            )
+        update.report = self.clipper()
+        if update.observation is not None:
+            update.observation.clipped()
+
+    def _apply(self, update: _Update) -> None:
+        """The optimiser's step."""
+        if not update.report.skipped:
+            self.optimizer.step()
+        if update.observation is not None:
+            self.tracker.measured(update.step, update.observation.updated())
+        self.progress.step = update.step
+        self.progress.clipped += update.report.clipped
+        self.progress.skipped += update.report.skipped
+
+    def _conclude(self, update: _Update) -> bool:
+        """Evaluates if it is time to; whether the run ends here."""
+        progress = self.progress
+        if self.should_stop():
+            self._status = "interrupted"
+            update.evaluates = False
+        if update.evaluates:
+            progress.evaluation = scores = self._evaluate()
+            if progress.solved_at is None and self.task.solved(scores["loss"], scores["accuracy"]):
+                progress.solved_at = update.step
+            if not math.isfinite(scores["loss"]):
+                self._status = "diverged"
+                self._reason = f"evaluation after step {update.step}: {self._locate(update)}"
+        solved = self.stop_when_solved and progress.solved_at is not None
+        return self._status != "completed" or solved or update.step == self.steps
+
+    def _evaluate(self) -> dict[str, float]:
+        scores = evaluate(self.model, self.task, self.eval_size)
+        for length, there in self.elsewhere.items():
+            at_length = evaluate(self.model, there, self.eval_size)
+            scores |= {f"{name}_at_{length}": value for name, value in at_length.items()}
+        return scores
+
+    def _stop_at(self, update: _Update) -> None:
+        """Ends the run at an update that cannot be made."""
+        self._status = "diverged"
+        found = self._locate(update, "")
+        if not found and math.isfinite(update.loss):
+            found = "the gradient of the penalty is not finite, while that of the loss is"
+        self._reason = f"step {update.step}: {found or _NOWHERE}"
+        update.evaluates, update.records = False, {}
+        self._log(update)
+
+    def _locate(self, update: _Update, otherwise: str = _NOWHERE) -> str:
+        batch = (update.inputs, update.targets, update.before)
+        return locate_nonfinite(self.model, self.task, *batch) or otherwise
+
+    def _log(self, update: _Update) -> float:
+        """Leaves a row of metrics and what was recorded; the batch's accuracy."""
+        accuracy = self.task.accuracy(update.passed.outputs, update.targets).item()
+        row = _row(update, accuracy, self.optimizer.param_groups[0]["lr"])
+        if update.evaluates:
+            row |= {f"eval_{name}": score for name, score in self.progress.evaluation.items()}
+        self.tracker.log(row, update.records if update.logs else {})
+        return accuracy
+
+    def _result(self) -> Result:
+        progress = self.progress
+        scores, done = progress.evaluation, max(progress.step, 1)
+        return Result(
+            status=self._status,
+            steps=progress.step,
+            loss=progress.loss,
+            eval_loss=scores.get("loss"),
+            eval_accuracy=scores.get("accuracy"),
+            solved_at=progress.solved_at,
+            clip_fraction=progress.clipped / done,
+            skip_fraction=progress.skipped / done,
+            eval_at={
+                str(length): {name: scores[f"{name}_at_{length}"] for name in ("loss", "accuracy")}
+                for length in (self.elsewhere if scores else ())
+            },
+            clip_audit={
+                label: {"clip_fraction": count.fraction, "mean_coef": count.mean_coef}
+                for label, count in ({} if self.audit is None else self.audit.counts).items()
+            },
+            reason=self._reason,
+        )
 
 
 @torch.no_grad()
@@ -304,22 +418,12 @@ class _NonFiniteLoss(Exception):
     """Leaves a ``record`` block without a backward."""
 
 
-_NOWHERE = "the loss is not finite, while everything on this step's training batch is"
-_NO_GRADIENT = ClipReport(math.nan, math.nan, 1.0, clipped=False, finite=False)
-
-
-def _row(
-    step: int,
-    loss: float,
-    accuracy: float,
-    report: ClipReport,
-    penalty: float,
-    rate: float,
-    audited: Mapping[str, ClipReport],
-) -> dict[str, float]:
+def _row(update: _Update, accuracy: float, rate: float) -> dict[str, float]:
+    """What metrics.csv has of an update, but for its evaluation."""
+    report = update.report
     row = {
-        "step": step,
-        "loss": loss,
+        "step": update.step,
+        "loss": update.loss,
         "accuracy": accuracy,
         "grad_norm_pre": report.norm_pre,
         "grad_norm_post": report.norm_post,
@@ -328,10 +432,10 @@ def _row(
         "skipped": int(report.skipped),
         "lr": rate,
     }
-    for column, value in (("clip_threshold", report.threshold), ("penalty", penalty)):
+    for column, value in (("clip_threshold", report.threshold), ("penalty", update.penalty)):
         if math.isfinite(value):  # else the run has none
             row[column] = value
-    for label, other in audited.items():
+    for label, other in update.audited.items():
         row |= {
             f"audit_{label}_clipped": int(other.clipped),
             f"audit_{label}_coef": other.coef,

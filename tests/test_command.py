@@ -397,7 +397,7 @@ def test_a_failure_is_exit_1_with_its_traceback_in_the_runs_log(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("broken on purpose")
 
-    monkeypatch.setattr("rnngrad.training.train", broken)
+    monkeypatch.setattr("rnngrad.training.Training", broken)
     code, said = command(*TINY)
     assert code == 1 and "failed: ZeroDivisionError: broken on purpose" in said
     assert "Traceback" not in said
@@ -443,14 +443,14 @@ def test_in_a_sweep_divergence_is_3_failure_1_and_the_others_go_on(
 
     from rnngrad import training
 
-    real = training.train
+    real = training.Training
 
     def sometimes(*args: object, seed: int, **kwargs: object) -> object:
         if seed == 5:
             raise ZeroDivisionError
         return real(*args, seed=seed, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("rnngrad.training.train", sometimes)
+    monkeypatch.setattr("rnngrad.training.Training", sometimes)
     code, said = command(*line, "optim.lr=0.01", "seed=5,6")
     assert code == 1 and "failed: ZeroDivisionError" in said
     statuses = [Run(p).summary["status"] for p in find_runs(tmp_path) if "_s6-" in p.name]

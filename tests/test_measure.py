@@ -18,7 +18,7 @@ from rnngrad.optim import OPTIMS
 from rnngrad.runs import METRICS, Run
 from rnngrad.task import TASKS, Task, training_generator
 from rnngrad.tracking import Tracker
-from rnngrad.training import train
+from rnngrad.training import Training
 from tests.small import small_task
 
 FULL: dict[str, Any] = {
@@ -64,7 +64,7 @@ def run(
         "stop_when_solved": False,
     }
     with Tracker(path, made.chance_loss, made.time_steps) as tracker:
-        result = train(
+        result = Training(
             model,
             made,
             OPTIMS.default("adam", lr=0.01).build(model.parameters()),
@@ -72,7 +72,7 @@ def run(
             tracker,
             observer=observer,
             **(settings | changes),
-        )
+        ).run()
         tracker.finish(result)
     return Run(path), model
 

@@ -29,7 +29,7 @@ from rnngrad.report import figure, main, write
 from rnngrad.runs import BPTT, COLUMNS, METRICS, Run, differences, table
 from rnngrad.task import TASKS, Batch, Task, training_generator
 from rnngrad.tracking import Result, Tracker, heatmap
-from rnngrad.training import evaluate, train
+from rnngrad.training import Training, evaluate
 from tests.small import small_task
 
 SMALL: dict[str, Any] = {
@@ -69,7 +69,7 @@ def small_run(
     named = list(model.named_parameters())
     watch = None if audit is None else ClipAudit(audit, named)
     with Tracker(path, made.chance_loss, made.time_steps, columns) as tracker:
-        result = train(
+        result = Training(
             model,
             made,
             optimizer,
@@ -77,7 +77,7 @@ def small_run(
             tracker,
             audit=watch,
             **(SMALL | changes),
-        )
+        ).run()
         tracker.finish(result)
     return Run(path), result, model
 
@@ -503,9 +503,9 @@ def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(tmp_path: Path
     optimizer = OPTIMS.default("adam", lr=0.01).build(model.parameters())
     clipper = Clipper(EverySecond(), model.named_parameters())
     with Tracker(tmp_path, made.chance_loss, made.time_steps) as tracker:
-        result = train(
+        result = Training(
             model, made, optimizer, clipper, tracker, **(SMALL | {"steps": 4, "log_every": 1})
-        )
+        ).run()
         tracker.finish(result)
     run = Run(tmp_path)
     assert run.metrics["skipped"].tolist() == [0, 1, 0, 1] == run.metrics["clipped"].tolist()
