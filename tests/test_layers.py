@@ -325,6 +325,18 @@ def test_frozen_weights_and_inputs_without_gradient_get_none(kind: Any) -> None:
         assert layer.weight_hh_l0.grad is None and layer.weight_ih_l0.grad is not None
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_gradients_share_no_memory_so_that_each_can_be_scaled_in_place(
+    kind: Any, size: int
+) -> None:
+    make, _, options = kind
+    options = options | ({"proj_size": 1} if "proj_size" in options else {})
+    layer = make(1, size + ("proj_size" in options), **options)
+    layer(torch.randn(4, 2, 1))[0].sum().backward()
+    places = [parameter.grad.data_ptr() for parameter in layer.parameters()]
+    assert len(set(places)) == len(places)
+
+
 def test_copies_and_pickles_give_the_same_layer(ours: Any) -> None:
     x = torch.randn(7, 5, 4)
     for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):  # noqa: S301

@@ -188,7 +188,9 @@ class FusedKernel:
         if ih is not None:
             # rows of the input's share of the gates, and of the state's
             own = ih if cell.blocks == cell.gates else _without_block(ih, cell.gates - 1, hidden)
-            grads = (own[..., :-1], own[..., -1], ih[..., : cell.gates * hidden, -1])
+            # autograd keeps a contiguous gradient as it is, and a column of one row is one: the two
+            # biases must not share their memory, or who scales one in place scales both
+            grads = (own[..., :-1], own[..., -1], ih[..., : cell.gates * hidden, -1].clone())
         biased = w.b_ih is not None
         return Gradients(
             x=grad_x,
