@@ -73,6 +73,8 @@ class Tracker:
         chance_loss: The task's.
         time_steps: ``T`` of the longest sequence: shorter ones are recorded with NaN at the end.
         columns: Of metrics.csv, beside those that every run has.
+        settings: The configuration, nested plain values, for TensorBoard: its text, and a line of
+            the table of runs, which runs that differ in ``seed`` alone share. ``None``: neither.
 
     Leaving its ``with`` block closes the files; a run that was not finished by then has failed.
     """
@@ -83,6 +85,7 @@ class Tracker:
         chance_loss: float,
         time_steps: int,
         columns: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = Path(directory)
         self._time_steps = time_steps
@@ -100,6 +103,7 @@ class Tracker:
             "eval_at": {},
             "clip_audit": {},
             "verdict": None,
+            "diagnosis": None,
             "reason": None,
             "rnngrad": __version__,
             "torch": torch.__version__,
@@ -114,7 +118,7 @@ class Tracker:
         self._measures = (self.directory / MEASURES).open("wb")
         self._measured: dict[str, int] | None = None
         self._updates = (self.directory / UPDATES).open("wb")
-        self._board = Board(self.directory)
+        self._board = Board(self.directory, settings)
         self._within: list[float] = []
 
     def updated(self, loss: float, grad_norm_pre: float, clip_coef: float) -> None:
@@ -151,9 +155,18 @@ class Tracker:
         self._within += clipped.values()
         self._board.log(row, clipped)
 
-    def finish(self, result: Result) -> None:
-        """How the run ended."""
+    def finish(self, result: Result, diagnosis: Mapping[str, Any] | None = None) -> None:
+        """How the run ended.
+
+        Args:
+            result: Its outcome.
+            diagnosis: ``verdict`` and ``findings``, each a mapping with ``symptom``, ``level``
+                (ok, warning, alarm or unknown), ``value``, ``threshold``, ``evidence``, ``steps``
+                and ``remedies``; plain values. ``None``: not diagnosed.
+        """
         self._summary |= asdict(result)
+        if diagnosis is not None:
+            self._summary |= {"verdict": diagnosis["verdict"], "diagnosis": diagnosis}
         if self._within:
             self._summary["bptt_clip_fraction"] = float(np.mean(self._within))
 
@@ -171,7 +184,7 @@ class Tracker:
             self._summary |= {"status": status, "reason": repr(error)}
         for file in (self._metrics, self._bptt, self._measures, self._updates):
             file.close()
-        self._board.close()
+        self._board.close(self._summary)
         self._write_summary()
 
     def _append(self, profiles: dict[str, dict[str, Floats]], step: int) -> None:
@@ -221,6 +234,8 @@ def _finite(value: Any) -> Any:
     """With null, which JSON knows, for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

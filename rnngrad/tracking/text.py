@@ -1,0 +1,60 @@
+"""What a run was told and how it ended, as Markdown for TensorBoard's text tab."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+
+def config_text(settings: Mapping[str, Any]) -> str:
+    """The configuration as yaml."""
+    return _verbatim(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+
+def result_text(summary: Mapping[str, Any]) -> str:
+    """summary.json as a table, but for the diagnosis and for what the run has not."""
+    rows = [
+        f"| {key} | {_plain(value)} |"
+        for key, value in summary.items()
+        if key != "diagnosis" and value not in (None, {})
+    ]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def diagnosis_text(diagnosis: Mapping[str, Any]) -> str:
+    """The verdict, then what speaks for it with what to try, and what was found in order.
+
+    Args:
+        diagnosis: ``verdict`` and ``findings``, as in summary.json.
+    """
+    findings: Sequence[Mapping[str, Any]] = diagnosis.get("findings", ())
+    lines = [f"## Verdict: {diagnosis['verdict']}", ""]
+    for level in ("alarm", "warning"):
+        lines += [_finding(finding) for finding in findings if finding["level"] == level]
+    for level, said in (("ok", "In order"), ("unknown", "Could not be judged")):
+        symptoms = [str(finding["symptom"]) for finding in findings if finding["level"] == level]
+        lines += [f"\n{said}: {', '.join(symptoms)}."] if symptoms else []
+    return "\n".join(lines)
+
+
+def _finding(finding: Mapping[str, Any]) -> str:
+    """One symptom as an item of a list."""
+    measured = f"{_plain(finding['value'])} (threshold {_plain(finding['threshold'])})"
+    text = f"- **{finding['level']}: {finding['symptom']}**: {measured}. {finding['evidence']}"
+    steps = finding.get("steps")
+    shown = ", ".join(map(str, steps[:8])) if isinstance(steps, Sequence) else str(steps)
+    more = ", ..." if isinstance(steps, Sequence) and len(steps) > 8 else ""
+    text += f" Steps {shown}{more}." if steps else ""
+    remedies = finding.get("remedies") or ()
+    return text + "".join(f"\n    - try `{remedy}`" for remedy in remedies)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _verbatim(text: str) -> str:
+    """As Markdown shows program text: indented, so that nothing in it can end it."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
