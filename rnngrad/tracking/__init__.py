@@ -3,8 +3,8 @@
 Every file is appended or replaced whole, so that a run killed at any moment can be read.
 """
 
-from rnngrad.tracking.board import tag
 from rnngrad.tracking.files import Result, Tracker
 from rnngrad.tracking.heatmap import heatmap
+from rnngrad.tracking.scalars import tag
 
 __all__ = ["Result", "Tracker", "heatmap", "tag"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +11,44 @@ import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import FileWriter
-from torch.utils.tensorboard.summary import text
+from torch.utils.tensorboard.summary import custom_scalars, text
 
-from rnngrad.runs import Run
+from rnngrad.runs import Floats, Run
 from rnngrad.tracking.heatmap import picture, png
 from rnngrad.tracking.hparams import session_end, session_start
+from rnngrad.tracking.profile import histogram
+from rnngrad.tracking.scalars import NoiseScale, of_measures, of_profile, tag
 from rnngrad.tracking.text import config_text, diagnosis_text, result_text
 
-TAGS = {
-    "loss": "loss/train",
-    "accuracy": "accuracy/train",
-    "eval_loss": "loss/eval",
-    "eval_accuracy": "accuracy/eval",
-    "grad_norm_pre": "grad_norm/pre_clip",
-    "grad_norm_post": "grad_norm/post_clip",
-    "clip_coef": "clip/coef",
-    "clipped": "clip/clipped",
-    "clip_threshold": "clip/threshold",
-    "skipped": "clip/skipped",
-    "lr": "optim/lr",
-    "penalty": "loss/penalty",
+LAYOUT = {
+    "Training": {
+        "loss, and chance": ["Multiline", ["loss/(train|eval|chance)$"]],
+        "accuracy": ["Multiline", ["accuracy/(train|eval)$"]],
+    },
+    "Gradient": {
+        "norm before and after clipping, and threshold": [
+            "Multiline",
+            ["grad_norm/(pre|post)_clip$", "clip/threshold$"],
+        ],
+        "clip coefficient": ["Multiline", ["clip/coef$"]],
+        "log10 |dL/dh_t| at the first and the last time step": [
+            "Multiline",
+            [r"bptt_hidden_pre_clip/.*_(first|last)_log10$"],
+        ],
+        "decay of one error going back (decades a step)": [
+            "Multiline",
+            ["lag/.*_slope_decades_per_step$"],
+        ],
+        "log10 of update over weight, by layer": ["Multiline", ["update_ratio/"]],
+    },
 }
+"""The same in every run, whatever its layers, as TensorBoard merges all runs' charts."""
 
+GROWTH = 1.5
+"""Pictures are drawn anew when the run is so many times as long: TensorBoard keeps ten of a tag."""
 
-def tag(column: str) -> str:
-    """TensorBoard's tag of a column of metrics.csv.
-
-    >>> tag("grad_norm_pre"), tag("eval_loss_at_200"), tag("audit_agc_coef")
-    ('grad_norm/pre_clip', 'loss/eval_at_200', 'clip_audit_coef/agc')
-    """
-    if column.startswith("audit_"):
-        label, _, quantity = column.removeprefix("audit_").rpartition("_")
-        return f"clip_audit_{quantity}/{label}"
-    kind, _, length = column.partition("_at_")
-    return f"{TAGS[kind]}_at_{length}" if length else TAGS[column]
+SHARE = 0.02
+"""Of a run's time, what drawing may take before its end."""
 
 
 class Board:
@@ -52,31 +56,63 @@ class Board:
 
     Args:
         directory: Of the run, which already holds its other files.
+        chance_loss: The task's.
         settings: The configuration, for the table of runs and as text.
     """
 
-    def __init__(self, directory: Path, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, directory: Path, chance_loss: float, settings: Mapping[str, Any] | None = None
+    ) -> None:
         self._directory = directory
+        self._chance_loss = chance_loss
         self._settings = settings
+        self._noise = NoiseScale()
         self._writer = FileWriter(str(directory))
+        self._writer.add_summary(custom_scalars(LAYOUT))
         if settings is not None:
             self._writer.add_summary(session_start(settings))
             self._writer.add_summary(text("config", config_text(settings)), 0)
         self._clock = (0, time.perf_counter())
         self._drawn = 0
+        self._drawn_at, self._drawing = self._clock[1], 0.02  # s; until it is known a guess
 
-    def log(self, row: Mapping[str, float], clipped: Mapping[str, float]) -> None:
-        """One row of metrics.csv, and what ``bptt_clip`` clipped of each layer."""
+    def log(
+        self,
+        row: Mapping[str, float],
+        profiles: Mapping[str, Mapping[str, Floats]],
+        clipped: Mapping[str, float],
+    ) -> None:
+        """One row of metrics.csv with each layer's profiles.
+
+        Args:
+            row: Its columns.
+            profiles: By layer and quantity, of which ``hidden`` is shown.
+            clipped: Fraction that ``bptt_clip`` has clipped, by layer.
+        """
         step = int(row["step"])
         scalars = {tag(column): value for column, value in row.items() if column != "step"}
+        if "eval_loss" in row:
+            scalars["loss/chance"] = self._chance_loss
         scalars |= {f"bptt_clip/{layer}": fraction for layer, fraction in clipped.items()}
+        for layer, kinds in profiles.items():
+            scalars |= of_profile(layer, kinds["hidden"])
         last_step, last_time = self._clock
         self._clock = (step, time.perf_counter())
         milliseconds = 1e3 * (self._clock[1] - last_time) / max(1, step - last_step)
-        scalars["time/step(ms)"] = milliseconds
-        self._add([Summary.Value(tag=tag, simple_value=v) for tag, v in scalars.items()], step)
-        if "eval_loss" in row:
+        scalars["time/step_ms"] = milliseconds
+        shapes = {layer: histogram(kinds["hidden"]) for layer, kinds in profiles.items()}
+        values = [
+            Summary.Value(tag=f"bptt_hidden_pre_clip/{layer}_over_t_log10_plus_12", histo=h)
+            for layer, h in shapes.items()
+        ]
+        self._add([*_values(scalars), *values], step)
+        rested = self._clock[1] - self._drawn_at > self._drawing / SHARE
+        if "eval_loss" in row and step >= GROWTH * self._drawn and rested:
             self._draw(step)
+
+    def measured(self, step: int, quantities: Mapping[str, Any]) -> None:
+        """What was measured at a step, as ``Tracker.measured`` takes it."""
+        self._add(_values(of_measures(quantities) | self._noise.add(quantities)), step)
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Draws the whole run, says how it ended, and ends the file.
@@ -96,32 +132,69 @@ class Board:
         self._writer.close()
 
     def _draw(self, step: int) -> None:
-        """The fields [training step x time step] so far, one image a layer and quantity."""
+        """Every field so far, one picture a layer and quantity."""
         if step == self._drawn:
             return
+        start = time.perf_counter()
         self._drawn = step
-        when = "before clipping"
-        histories = Run(self._directory).bptt
-        for layer, history in histories.items():
-            if history.clipped is not None:
-                when = "as clipped at every t"
-            for kind, values in (("hidden", history.hidden), ("cell", history.cell)):
-                if values is not None and len(values):
-                    symbol = "h" if kind == "hidden" else "c"
-                    title = f"{layer}: log10 |dL/d{symbol}_t|, RMS over the batch, {when}"
-                    drawn = picture(history.step, values, title)
-                    self._add([image(f"bptt_{kind}_pre_clip/{layer}", drawn)], step)
-        if len(histories) > 1:
-            field = np.stack([history.hidden[-1] for history in histories.values()], 1)
-            field = field[~np.isnan(field).all(1)]  # a shorter sequence ends before the longest
-            names = ", ".join(histories)
-            title = f"step {history.step[-1]}: log10 |dL/dh_t| by layer ({names}), {when}"
-            drawn = picture(np.arange(len(field)), field, title, across="time step t", up="layer")
-            self._add([image("bptt_hidden_pre_clip/layers", drawn)], step)
+        run = Run(self._directory)
+        pictures = [*recorded_pictures(run), *measured_pictures(run)]
+        self._add([image(name, drawn) for name, drawn in pictures], step)
+        self._drawn_at = time.perf_counter()
+        self._drawing = self._drawn_at - start
 
     def _add(self, values: list[Summary.Value], step: int) -> None:
         """In one event: each has a price of its own."""
-        self._writer.add_summary(Summary(value=values), step)
+        if values:
+            self._writer.add_summary(Summary(value=values), step)
+
+
+def recorded_pictures(run: Run) -> Iterator[tuple[str, Image.Image]]:
+    """The gradient through time over training, and over layers as it is now, by tag."""
+    when = "before clipping"
+    histories = run.bptt
+    for layer, history in histories.items():
+        if history.clipped is not None:
+            when = "as clipped at every t"
+        for kind, values in (("hidden", history.hidden), ("cell", history.cell)):
+            if values is not None:
+                symbol = "h" if kind == "hidden" else "c"
+                title = f"{layer}: log10 |dL/d{symbol}_t|, RMS over the batch, {when}"
+                yield f"bptt_{kind}_pre_clip/{layer}", picture(history.step, values, title)
+    if len(histories) > 1:
+        field = np.stack([history.hidden[-1] for history in histories.values()], 1)
+        field = field[~np.isnan(field).all(1)]  # a shorter sequence ends before the longest
+        title = f"step {history.step[-1]}: log10 |dL/dh_t| by layer, {when}"
+        t = np.arange(len(field))
+        drawn = picture(t, field, title, across="time step t", up="layer", rows=[*histories])
+        yield "bptt_hidden_pre_clip/layers", drawn
+
+
+def measured_pictures(run: Run) -> Iterator[tuple[str, Image.Image]]:
+    """What was measured as vectors over time, by tag."""
+    measures = run.measures
+    kinds = {
+        "lag": "log10 of an error k steps back beside itself, median",
+        "weight_norm": "log10 |G_t|, what step t adds to dL/dW_hh",
+        "attribution": "T x share of step t in |dL/dW_hh| (even: 1)",
+    }
+    names = {"weight_norm": "norm", "attribution": "share"}
+    for name, values in measures.items():
+        layer, _, kind = name.rpartition("/")
+        if kind not in kinds or values.ndim != 2:
+            continue
+        title = f"{layer}: {kinds[kind]}"
+        options: dict[str, Any] = {}
+        if kind == "lag":
+            options = {"up": "lag k"}
+        if kind == "attribution":
+            values = values * (~np.isnan(values)).sum(1, keepdims=True)
+            options = {"low": -5.0, "high": 5.0, "diverging": True}
+        tag = f"lag/{layer}" if kind == "lag" else f"weight_contribution/{layer}_{names[kind]}"
+        yield tag, picture(measures["step"], values, title, **options)
+    if "input_norm" in measures:
+        title = "log10 |dL/dx_t|, RMS over the batch: which input matters"
+        yield "bptt_input_pre_clip/x", picture(measures["step"], measures["input_norm"], title)
 
 
 def image(tag: str, drawn: Image.Image) -> Summary.Value:
@@ -131,3 +204,7 @@ def image(tag: str, drawn: Image.Image) -> Summary.Value:
         width=width, height=height, colorspace=3, encoded_image_string=png(drawn)
     )
     return Summary.Value(tag=tag, image=content)
+
+
+def _values(scalars: Mapping[str, float]) -> list[Summary.Value]:
+    return [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]

@@ -118,7 +118,7 @@ class Tracker:
         self._measures = (self.directory / MEASURES).open("wb")
         self._measured: dict[str, int] | None = None
         self._updates = (self.directory / UPDATES).open("wb")
-        self._board = Board(self.directory, settings)
+        self._board = Board(self.directory, chance_loss, settings)
         self._within: list[float] = []
 
     def updated(self, loss: float, grad_norm_pre: float, clip_coef: float) -> None:
@@ -137,6 +137,7 @@ class Tracker:
             raise ValueError(f"step {step}: measured {layout}, but the run has {self._measured}")
         self._measures.write(np.concatenate([[float(step)], *values.values()]).tobytes())
         self._measures.flush()
+        self._board.measured(step, quantities)
 
     def log(self, row: Mapping[str, float], records: Mapping[str, LayerRecord]) -> None:
         """One row of metrics.csv, and the recorded gradients if there are any."""
@@ -153,7 +154,7 @@ class Tracker:
             if "clipped" in kinds
         }
         self._within += clipped.values()
-        self._board.log(row, clipped)
+        self._board.log(row, profiles, clipped)
 
     def finish(self, result: Result, diagnosis: Mapping[str, Any] | None = None) -> None:
         """How the run ended.
@@ -200,8 +201,10 @@ class Tracker:
                 f"run has {self._layout['layers']} over {width}"
             )
         # shorter sequences end in NaN, so that every record has the same length
-        padded = [np.pad(row, (0, width - len(row)), constant_values=np.nan) for row in rows]
-        self._bptt.write(np.concatenate([[float(step)], *padded]).tobytes())
+        padded = np.full((len(rows), width), np.nan)
+        for i, row in enumerate(rows):
+            padded[i, : len(row)] = row
+        self._bptt.write(np.float64(step).tobytes() + padded.tobytes())
         self._bptt.flush()
 
     def _clear(self) -> None:
@@ -218,13 +221,11 @@ class Tracker:
 
 def profile(layer: LayerRecord) -> dict[str, Floats]:
     """One record as what is kept of it, ``[T]`` each: ``log10`` over the batch; fractions."""
-    kinds = {
-        "hidden": log10_rms(layer.hidden_norm).numpy(),
-        "direct": log10_rms(layer.direct_norm).numpy(),
-        "hidden_mean": log10_mean(layer.hidden_norm).numpy(),
-    }
+    norms = {"hidden": layer.hidden_norm, "direct": layer.direct_norm}
     if layer.cell_norm is not None:
-        kinds["cell"] = log10_rms(layer.cell_norm).numpy()
+        norms["cell"] = layer.cell_norm
+    kinds = dict(zip(norms, log10_rms(torch.stack([*norms.values()])).numpy(), strict=True))
+    kinds["hidden_mean"] = log10_mean(layer.hidden_norm).numpy()
     if layer.clipped is not None:
         kinds["clipped"] = layer.clipped.mean(1).numpy()
     return kinds

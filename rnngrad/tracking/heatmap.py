@@ -17,6 +17,12 @@ from rnngrad.runs import Floats
 LOW, HIGH = -12.0, 2.0
 """``log10`` of the norms of the darkest and the brightest colour, in every run."""
 
+LEFT, TOP, WIDE, TALL, RIGHT, BOTTOM = 76, 64, 464, 250, 100, 66
+"""Pixels. TensorBoard shows a picture of 640 in a card 320 wide by leaving out every second pixel:
+the text is twice as large as it is to be read."""
+LINE = 26
+"""Of text."""
+
 LEVELS = 200
 """Colours of a field; the rest of a palette of 256 are the special ones and the greys of text."""
 ZERO, NOT_FINITE, BEYOND = LEVELS, LEVELS + 1, LEVELS + 2
@@ -54,6 +60,7 @@ def picture(
     high: float = HIGH,
     diverging: bool = False,
     rows: Sequence[str] = (),
+    absent: bool = False,
 ) -> Image.Image:
     """A field ``[S, T]`` with axes and a colour bar.
 
@@ -71,54 +78,68 @@ def picture(
         high: Value of the brightest.
         diverging: From blue over white to orange, for values with a sign.
         rows: A name for each of ``T``, instead of its number.
+        absent: NaN means that there is nothing, and is grey.
 
     Returns:
         A picture with a palette, a third as large as one in full colour.
     """
-    font = _font()
-    left = 60 if not rows else 24 + max(int(font.getlength(name)) for name in rows)
-    top, wide, tall = 46, 640, max(300, min(14 * len(rows), 1400))
-    size = (left + wide + 80, top + tall + 46)
-    across_index = np.linspace(0, len(step) - 1, wide).round().astype(int)
-    up_index = (np.arange(tall)[::-1] * values.shape[1]) // tall
-    if values.size < wide * tall:
-        field = _indices(values, low, high)[across_index].T[up_index]
+    names = max((int(_font().getlength(name)) for name in rows), default=0)
+    left, tall = max(LEFT, 24 + names), max(TALL, min(LINE * len(rows), 100 * LINE))
+    columns = np.linspace(0, len(step) - 1, WIDE).round().astype(int)
+    lines = (np.arange(tall)[::-1] * values.shape[1]) // tall
+    if values.size < WIDE * tall:  # coloured before it is made larger, else after it is smaller
+        field = _indices(values, low, high, absent)[columns].T[lines]
     else:
-        field = _indices(values[across_index][:, up_index[::-1]], low, high)[:, ::-1].T
-    bar = _indices(np.linspace(high, low, tall)[:, None], low, high).repeat(14, 1)
+        field = _indices(values[columns][:, lines[::-1]], low, high, absent)[:, ::-1].T
+    bar = _indices(np.linspace(high, low, tall)[:, None], low, high)
 
-    text = Image.new("L", size, 255)
+    text = Image.new("L", (left + WIDE + RIGHT, TOP + tall + BOTTOM), 255)
     draw = ImageDraw.Draw(text)
-    draw.text((left + wide // 2, 8), title, fill=0, font=font, anchor="ma")
-    draw.text((8, top - 26), up, fill=0, font=font)
-    draw.text((left + wide // 2, top + tall + 26), across, fill=0, font=font, anchor="ma")
-    for tick in range(5):
-        x, index = left + tick * wide // 4, across_index[min(tick * wide // 4, wide - 1)]
-        draw.line([(x, top + tall), (x, top + tall + 4)], fill=0)
-        draw.text((x, top + tall + 6), str(step[index]), fill=0, font=font, anchor="ma")
-    for y, name in _row_ticks(values.shape[1], rows, tall):
-        draw.line([(left - 4, top + y), (left, top + y)], fill=0)
-        draw.text((left - 8, top + y), name, fill=0, font=font, anchor="rm")
+    draw.font = _font()
+    draw.text((text.width // 2, 8), title, fill=0, anchor="ma")
+    draw.text((8, TOP - 30), up, fill=0)
+    draw.text((left + WIDE // 2, TOP + tall + 36), across, fill=0, anchor="ma")
+    numbers = [str(step[columns[min(k * WIDE // 4, WIDE - 1)]]) for k in range(5)]
+    _draw_ticks(draw, left, tall, numbers, _row_ticks(values.shape[1], rows, tall))
     for value in _ticks(low, high):
-        y = top + round((high - value) / (high - low) * (tall - 1))
-        draw.text((left + wide + 36, y), f"{value:g}", fill=0, font=font, anchor="lm")
+        y = TOP + round((high - value) / (high - low) * (tall - 1))
+        draw.text((left + WIDE + 48, y), f"{value:g}", fill=0, anchor="lm")
 
     canvas = GREYS + (np.asarray(text).astype(np.uint16) * (255 - GREYS) // 255).astype(np.uint8)
-    canvas[top : top + tall, left : left + wide] = field
-    canvas[top : top + tall, left + wide + 16 : left + wide + 30] = bar
+    canvas[TOP : TOP + tall, left : left + WIDE] = field
+    canvas[TOP : TOP + tall, left + WIDE + 20 : left + WIDE + 40] = bar
     drawn = Image.fromarray(canvas).convert("P")
     drawn.putpalette(_palette(diverging))
     return drawn
 
 
-def _indices(values: Floats, low: float, high: float) -> npt.NDArray[np.uint8]:
+def _draw_ticks(
+    draw: ImageDraw.ImageDraw,
+    left: int,
+    tall: int,
+    columns: Sequence[str],
+    rows: Sequence[tuple[int, str]],
+) -> None:
+    """What stands under the field, evenly spaced, and to its left, by pixels from the top."""
+    for k, name in enumerate(columns):
+        x = left + k * WIDE // (len(columns) - 1)
+        draw.line([(x, TOP + tall), (x, TOP + tall + 6)], fill=0, width=2)
+        draw.text((x, TOP + tall + 9), name, fill=0, anchor="ma")
+    for y, name in rows:
+        draw.line([(left - 6, TOP + y), (left, TOP + y)], fill=0, width=2)
+        draw.text((left - 12, TOP + y), name, fill=0, anchor="rm")
+
+
+def _indices(
+    values: Floats, low: float, high: float, absent: bool = False
+) -> npt.NDArray[np.uint8]:
     """Each value's place in the palette."""
     with np.errstate(invalid="ignore"):
         position = np.clip((values - low) / (high - low), 0, 1) * (LEVELS - 1)
     places: npt.NDArray[np.uint8] = np.nan_to_num(position).round().astype(np.uint8)
     places[np.isneginf(values)] = ZERO
     places[np.isnan(values) | np.isposinf(values)] = NOT_FINITE
-    places[_beyond(values)] = BEYOND
+    places[np.isnan(values) if absent else _beyond(values)] = BEYOND
     return places
 
 
@@ -132,7 +153,7 @@ def _row_ticks(count: int, names: Sequence[str], tall: int) -> list[tuple[int, s
     """Pixels from the top, and what stands there."""
     if names or count <= 5:  # few enough to name each, or as many as there is room for
         names = names or [str(t) for t in range(count)]
-        every = math.ceil(13 * count / tall)
+        every = math.ceil(0.9 * LINE * count / tall)
         return [(tall - round((t + 0.5) / count * tall), names[t]) for t in range(0, count, every)]
     last = count - 1
     return [(tall - round(k / 4 * tall), str(min(k * count // 4, last))) for k in range(5)]
@@ -149,7 +170,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 @cache
 def _font() -> Any:
-    return ImageFont.load_default(13)
+    return ImageFont.load_default(20)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -10,17 +10,17 @@ import yaml
 
 def config_text(settings: Mapping[str, Any]) -> str:
     """The configuration as yaml."""
-    return _verbatim(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    return verbatim(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
 
 def result_text(summary: Mapping[str, Any]) -> str:
     """summary.json as a table, but for the diagnosis and for what the run has not."""
     rows = [
-        f"| {key} | {_plain(value)} |"
+        (key, _plain(value))
         for key, value in summary.items()
         if key != "diagnosis" and value not in (None, {})
     ]
-    return "\n".join(["| | |", "|---|---|", *rows])
+    return markdown_table(("", ""), rows)
 
 
 def diagnosis_text(diagnosis: Mapping[str, Any]) -> str:
@@ -39,10 +39,23 @@ def diagnosis_text(diagnosis: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def verbatim(text: str) -> str:
+    """As Markdown shows program text: indented, so that nothing in it can end it."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; what would end a cell is written as its code."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = ([cell.replace("|", "&#124;").replace("\n", " ") for cell in row] for row in lines)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
 def _finding(finding: Mapping[str, Any]) -> str:
     """One symptom as an item of a list."""
     measured = f"{_plain(finding['value'])} (threshold {_plain(finding['threshold'])})"
-    text = f"- **{finding['level']}: {finding['symptom']}**: {measured}. {finding['evidence']}"
+    evidence = str(finding["evidence"]).rstrip(".")
+    text = f"- **{finding['level']}: {finding['symptom']}**: {measured}. {evidence}."
     steps = finding.get("steps")
     shown = ", ".join(map(str, steps[:8])) if isinstance(steps, Sequence) else str(steps)
     more = ", ..." if isinstance(steps, Sequence) and len(steps) > 8 else ""
@@ -53,8 +66,3 @@ def _finding(finding: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _verbatim(text: str) -> str:
-    """As Markdown shows program text: indented, so that nothing in it can end it."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
