@@ -5,6 +5,7 @@ Every file is appended or replaced whole, so that a run killed at any moment can
 
 from rnngrad.tracking.files import Result, Tracker
 from rnngrad.tracking.heatmap import heatmap
+from rnngrad.tracking.loop import log
 from rnngrad.tracking.scalars import tag
 
-__all__ = ["Result", "Tracker", "heatmap", "tag"]
+__all__ = ["Result", "Tracker", "heatmap", "log", "tag"]
