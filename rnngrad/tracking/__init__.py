@@ -7,5 +7,6 @@ from rnngrad.tracking.files import Result, Tracker
 from rnngrad.tracking.heatmap import heatmap
 from rnngrad.tracking.loop import log
 from rnngrad.tracking.scalars import tag
+from rnngrad.tracking.sweep import summarize
 
-__all__ = ["Result", "Tracker", "heatmap", "log", "tag"]
+__all__ = ["Result", "Tracker", "heatmap", "log", "summarize", "tag"]
