@@ -28,7 +28,7 @@ from rnngrad.regularization import REGULARIZERS
 from rnngrad.report import figure, main, write
 from rnngrad.runs import BPTT, COLUMNS, METRICS, Run, differences, table
 from rnngrad.task import TASKS, Batch, Task, training_generator
-from rnngrad.tracking import Result, Tracker, heatmap
+from rnngrad.tracking import Result, Tracker
 from rnngrad.training import Training, evaluate
 from tests.small import small_task
 
@@ -630,32 +630,7 @@ def test_an_update_that_breaks_the_weights_is_seen_by_the_evaluation(tmp_path: P
     assert result.reason is not None and result.reason.startswith("evaluation after step 1: ")
 
 
-# --- dashboards and reports
-
-
-def test_tensorboard_has_scalars_named_pre_and_post_and_the_field_as_an_image(
-    finished: Run,
-) -> None:
-    events = EventAccumulator(str(finished.path))
-    events.Reload()
-    tags = events.Tags()
-    assert {"grad_norm/pre_clip", "grad_norm/post_clip", "loss/train", "loss/eval"} <= set(
-        tags["scalars"]
-    )
-    assert {"bptt_hidden_pre_clip/l0", "bptt_cell_pre_clip/l1"} <= set(tags["images"])
-    assert "bptt_hidden_pre_clip/layers" in tags["images"]
-    assert [e.step for e in events.Scalars("loss/train")] == finished.metrics["step"].tolist()
-
-
-def test_a_heatmap_shows_late_steps_on_top_zero_black_and_nan_red() -> None:
-    field = np.full((3, 10), -5.0)
-    field[:, 9], field[:, 0], field[2, 5] = 2.0, -np.inf, np.nan
-    picture = heatmap(np.array([1, 5, 9]), field, "title")
-    inside = picture[46 : 46 + 300, 60 : 60 + 640]
-    assert inside[0, 5].tolist() == [253, 231, 37]
-    assert inside[-1, 5].tolist() == [0, 0, 0]
-    assert inside[150 - 10, -1].tolist() == [220, 20, 20]
-    assert picture.dtype == np.uint8 and picture.ndim == 3
+# --- reports
 
 
 def test_a_report_is_one_page_without_a_request(finished: Run, tmp_path: Path) -> None:
