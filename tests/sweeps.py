@@ -97,7 +97,8 @@ def make_run(
             clip_fraction=0.5,
             reason=f"step {last}: the loss is nan" if diverges else None,
         )
-        tracker.finish(result, diagnosis(cell))
+        tracker.finish(result)
+        tracker.diagnosed(diagnosis(cell))
     return Run(path)
 
 

@@ -266,7 +266,8 @@ def test_the_diagnosis_is_in_the_summary_with_null_for_what_is_no_number(tmp_pat
     }
     with Tracker(tmp_path, CHANCE, LENGTH) as tracker:
         assert Run(tmp_path).summary["verdict"] is Run(tmp_path).summary["diagnosis"] is None
-        tracker.finish(Result("completed", 1, math.nan, None, None, None, 0.0), diagnosis)
+        tracker.finish(Result("completed", 1, math.nan, None, None, None, 0.0))
+        tracker.diagnosed(diagnosis)
     summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["verdict"] == summary["diagnosis"]["verdict"] == "numerical"
     assert summary["diagnosis"]["findings"][0] == diagnosis["findings"][0] | {"value": None}

@@ -156,20 +156,16 @@ class Tracker:
         self._within += clipped.values()
         self._board.log(row, profiles, clipped)
 
-    def finish(self, result: Result, diagnosis: Mapping[str, Any] | None = None) -> None:
-        """How the run ended.
-
-        Args:
-            result: Its outcome.
-            diagnosis: ``verdict`` and ``findings``, each a mapping with ``symptom``, ``level``
-                (ok, warning, alarm or unknown), ``value``, ``threshold``, ``evidence``, ``steps``
-                and ``remedies``; plain values. ``None``: not diagnosed.
-        """
+    def finish(self, result: Result) -> None:
+        """How the run ended."""
         self._summary |= asdict(result)
-        if diagnosis is not None:
-            self._summary |= {"verdict": diagnosis["verdict"], "diagnosis": diagnosis}
         if self._within:
             self._summary["bptt_clip_fraction"] = float(np.mean(self._within))
+        self._write_summary()
+
+    def diagnosed(self, diagnosis: Mapping[str, Any]) -> None:
+        """What is wrong with the run, in plain values: ``Diagnosis.as_dict()``."""
+        self._summary |= {"verdict": diagnosis["verdict"], "diagnosis": diagnosis}
 
     def __enter__(self) -> Tracker:
         return self
