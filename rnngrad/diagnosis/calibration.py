@@ -1,0 +1,280 @@
+"""Runs made to show each symptom, and how many of them get the verdict that was written down.
+
+``python -m rnngrad.diagnosis.calibration docs/diagnosis.md`` runs them all and renews the tables of
+that page, in about ten minutes on two cores. The verdicts stood here before any threshold was
+tuned, and
+tuning looked at the seeds of ``TUNING`` alone; the page shows those of ``JUDGING``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rnngrad.diagnosis.findings import Verdict
+
+TUNING = range(100, 110)
+JUDGING = range(10)
+
+SMALL = (
+    "cell.hidden_size=32 trainer.batch_size=32 trainer.eval_size=500 trainer.eval_every=50 "
+    "trainer.log_every=20 trainer.stop_when_solved=true"
+)
+"""What the runs have in common."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set-up, run with every seed.
+
+    Args:
+        name: What it is.
+        verdict: What a person who knows how it was made would say of it.
+        overrides: The command line.
+        shows: Symptoms that it was made to show.
+        solves: Whether its runs are meant to solve the task.
+    """
+
+    name: str
+    verdict: Verdict
+    overrides: str
+    shows: tuple[str, ...] = ()
+    solves: bool = False
+
+
+CASES = (
+    # healthy: they solve the task within the budget
+    Case(
+        "LSTM, adding",
+        "healthy",
+        "task=adding task.length=30 cell=lstm optim.lr=0.01 trainer.steps=1200",
+        solves=True,
+    ),
+    Case(
+        "GRU, temporal order",
+        "healthy",
+        "task=temporal_order task.length=30 cell=gru optim.lr=0.01 trainer.steps=800",
+        solves=True,
+    ),
+    Case(
+        "tanh RNN, parity at every step",
+        "healthy",
+        "task=parity task.length=10 task.scored=every cell=rnn optim.lr=0.01 trainer.steps=1000",
+        solves=True,
+    ),
+    # healthy: they learn, and the budget ends first
+    Case(
+        "orthogonal RNN, adding",
+        "healthy",
+        "task=adding task.length=30 cell=orthogonal optim.lr=0.005 trainer.steps=500",
+    ),
+    Case(
+        "GRU, characters",
+        "healthy",
+        "task=chars task.path=TEXT task.length=50 cell=gru optim.lr=0.005 trainer.steps=300",
+    ),
+    Case(
+        "LSTM of 3 layers, temporal order",
+        "healthy",
+        "task=temporal_order task.length=20 cell=lstm cell.num_layers=3 optim.lr=0.005 "
+        "trainer.steps=400",
+    ),
+    # healthy, but for a threshold that does too much or nothing
+    Case(
+        "clipped at every update",
+        "healthy",
+        "task=temporal_order task.length=20 cell=gru optim.lr=0.01 clip.max_norm=1e-4 "
+        "trainer.steps=400",
+        shows=("clip regime",),
+    ),
+    Case(
+        "clipped never",
+        "healthy",
+        "task=temporal_order task.length=20 cell=gru optim.lr=0.01 clip.max_norm=1e4 "
+        "trainer.steps=400",
+        shows=("clip regime",),
+    ),
+    # vanishing
+    Case(
+        "tanh RNN, adding, T = 100",
+        "vanishing",
+        "task=adding task.length=100 cell=rnn trainer.steps=400",
+        shows=("vanishing in time", "at chance", "stalled"),
+    ),
+    Case(
+        "sigmoid RNN, temporal order, T = 50",
+        "vanishing",
+        "task=temporal_order task.length=50 cell=rnn cell.nonlinearity=sigmoid trainer.steps=400",
+        shows=("vanishing in time", "at chance", "stalled"),
+    ),
+    Case(
+        "tanh RNN, copy, a loss at every step",
+        "vanishing",
+        "task=copy task.length=60 cell=rnn optim.lr=0.003 trainer.steps=600",
+        shows=("vanishing in time", "at chance"),
+    ),
+    Case(
+        "LSTM that forgets",
+        "vanishing",
+        "task=adding task.length=60 cell=lstm cell.forget_bias=-3 trainer.steps=400",
+        shows=("vanishing in time", "at chance", "stalled"),
+    ),
+    Case(
+        "sigmoid RNN of 5 layers",
+        "vanishing",
+        "task=parity task.length=20 cell=rnn cell.nonlinearity=sigmoid cell.num_layers=5 optim=sgd "
+        "optim.lr=0.1 trainer.steps=400",
+        shows=("lower layers barely learn", "at chance", "stalled"),
+    ),
+    Case(
+        "weight decay alone moves the weights",
+        "vanishing",
+        "task=adding task.length=60 cell=rnn optim=sgd optim.lr=0.01 optim.weight_decay=1 "
+        "trainer.steps=400",
+        shows=("weights shrink by decay alone", "vanishing in time"),
+    ),
+    # exploding
+    Case(
+        "orthogonal x 2, tanh",
+        "exploding",
+        "task=adding task.length=60 cell=rnn init.recurrent=orthogonal init.recurrent_scale=2 "
+        "optim.lr=1e-4 clip=none trainer.steps=300",
+        shows=("exploding in time",),
+    ),
+    Case(
+        "identity x 1.3, ReLU",
+        "exploding",
+        "task=adding task.length=60 cell=rnn cell.nonlinearity=relu init.recurrent=identity "
+        "init.recurrent_scale=1.3 optim=sgd optim.lr=1e-3 clip=none trainer.steps=300",
+        shows=("exploding in time", "jumps", "loss not finite"),
+    ),
+    Case(
+        "orthogonal x 1.1, linear",
+        "exploding",
+        "task=adding task.length=80 cell=rnn cell.nonlinearity=linear init.recurrent=orthogonal "
+        "init.recurrent_scale=1.1 optim=sgd optim.lr=1e-3 clip=none trainer.steps=300",
+        shows=("exploding in time", "loss not finite"),
+    ),
+    Case(
+        "learning rate 1000 times too high",
+        "exploding",
+        "task=adding task.length=30 cell=lstm optim.lr=10 trainer.steps=300",
+        shows=("jumps",),
+    ),
+    Case(
+        "a step beyond float32",
+        "exploding",
+        "task=adding task.length=30 cell=lstm optim=sgd optim.lr=1e38 clip=none trainer.steps=300",
+        shows=("jumps", "weights not finite", "loss not finite"),
+    ),
+    # both
+    Case(
+        "silent and loud sequences",
+        "both",
+        "task=disturbed task.fault=uneven task.length=60 cell=rnn init.recurrent=orthogonal "
+        "init.recurrent_scale=2 optim.lr=1e-4 clip=none trainer.steps=300",
+        shows=("both at once",),
+    ),
+    # numerical
+    Case(
+        "NaN in the data",
+        "numerical",
+        "task=disturbed task.fault=nan task.length=30 cell=lstm trainer.steps=300",
+        shows=("loss not finite",),
+    ),
+    Case(
+        "a loss under float32's range",
+        "numerical",
+        "task=disturbed task.fault=faint task.length=30 cell=lstm trainer.steps=300",
+        shows=("underflow", "at chance", "stalled"),
+    ),
+    Case(
+        "read-out of 1e19",
+        "numerical",
+        "task=adding task.length=30 cell=lstm init.output=normal init.output_scale=1e19 "
+        "trainer.steps=300",
+        shows=("overflow",),
+    ),
+    Case(
+        "recurrent weights of 1e38",
+        "numerical",
+        "task=adding task.length=30 cell=rnn init.recurrent=normal init.recurrent_scale=1e38 "
+        "trainer.steps=300",
+        shows=("loss not finite",),
+    ),
+    # saturated
+    Case(
+        "tanh RNN, input weights of 30",
+        "saturated",
+        "task=temporal_order task.length=40 cell=rnn init.input=normal init.input_scale=30 "
+        "trainer.steps=400",
+        shows=("saturation", "at chance"),
+    ),
+    Case(
+        "ReLU RNN, biases of -3",
+        "saturated",
+        "task=adding task.length=40 cell=rnn cell.nonlinearity=relu init=biased init.bias=-3 "
+        "trainer.steps=400",
+        shows=("dead units", "at chance", "stalled"),
+    ),
+    Case(
+        "LSTM, output gates shut",
+        "saturated",
+        "task=adding task.length=40 cell=lstm init=biased init.bias=-12 init.block=3 "
+        "trainer.steps=400",
+        shows=("shut gates", "at chance"),
+    ),
+    # nothing is wrong with the gradient, and nothing is learnt
+    Case(
+        "learning rate 10,000 times too low",
+        "inconclusive",
+        "task=adding task.length=20 cell=lstm optim=sgd optim.lr=1e-6 trainer.steps=400",
+        shows=("stalled", "at chance"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """One model, looked at before training, with every seed: no run, ``diagnose`` alone.
+
+    Normal input of 7 values, 64 units, batch 16, loss on the last state.
+
+    Args:
+        name: What it is.
+        verdict: What the slope of its gradient says.
+        cell: Name of the cell.
+        cell_changes: What of the cell is not its default.
+        init_changes: What of ``init=torch`` is changed.
+        time_steps: ``T``.
+    """
+
+    name: str
+    verdict: Verdict
+    cell: str
+    cell_changes: dict[str, Any]
+    init_changes: dict[str, Any]
+    time_steps: int = 400
+
+
+def _orthogonal(scale: float) -> dict[str, Any]:
+    return {"recurrent": "orthogonal", "recurrent_scale": scale}
+
+
+UNTRAINED = (
+    Untrained("RNN as torch.nn's", "vanishing", "rnn", {}, {}),
+    Untrained("RNN, orthogonal x 0.9", "vanishing", "rnn", {}, _orthogonal(0.9)),
+    Untrained("RNN, orthogonal", "vanishing", "rnn", {}, _orthogonal(1.0)),
+    Untrained("RNN, orthogonal x 1.1", "vanishing", "rnn", {}, _orthogonal(1.1)),
+    Untrained("RNN, orthogonal x 1.5", "exploding", "rnn", {}, _orthogonal(1.5)),
+    Untrained("LSTM as torch.nn's", "vanishing", "lstm", {"forget_bias": None}, {}),
+    Untrained("LSTM, forget bias 1", "vanishing", "lstm", {}, {}),
+    Untrained("LSTM, chrono", "healthy", "lstm", {"chrono_length": 400}, {}),
+    Untrained("GRU as torch.nn's", "vanishing", "gru", {}, {}),
+    Untrained("GRU, chrono", "healthy", "gru", {"chrono_length": 400}, {}),
+    Untrained("linear, 0.9 Q", "vanishing", "rnn", {"nonlinearity": "linear"}, _orthogonal(0.9)),
+    Untrained("linear, Q", "healthy", "rnn", {"nonlinearity": "linear"}, _orthogonal(1.0)),
+    Untrained("linear, 1.05 Q", "exploding", "rnn", {"nonlinearity": "linear"}, _orthogonal(1.05)),
+    Untrained("orthogonal, modReLU", "healthy", "orthogonal", {}, {}),
+    Untrained("sigmoid RNN", "vanishing", "rnn", {"nonlinearity": "sigmoid"}, {}),
+)
