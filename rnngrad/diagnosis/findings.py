@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 Level = Literal["ok", "warning", "alarm", "unknown"]
 Verdict = Literal[
     "healthy", "vanishing", "exploding", "both", "numerical", "saturated", "inconclusive"
 ]
-
-LEVELS: tuple[Level, ...] = ("unknown", "ok", "warning", "alarm")
-"""From the least to the most serious."""
 
 SICK: tuple[Verdict, ...] = ("vanishing", "exploding", "both", "numerical", "saturated")
 """The verdicts that say what is wrong."""
@@ -63,10 +60,6 @@ class Finding:
     def alarm(self) -> bool:
         """Whether it is an alarm."""
         return self.level == "alarm"
-
-    def without_remedies(self) -> Finding:
-        """The same, with nothing to try."""
-        return replace(self, remedies=())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as summary.json keeps them; what is not finite is ``None``."""

@@ -1,0 +1,185 @@
+"""Steps that are too large, and numbers that are none any more."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+
+from rnngrad.diagnosis.evidence import Evidence, Floats
+from rnngrad.diagnosis.findings import Finding, Level
+from rnngrad.diagnosis.grading import finding, graded, power, unknown
+from rnngrad.diagnosis.learning import update_ratios
+from rnngrad.diagnosis.remedies import Setup, against_exploding, against_nonfinite
+
+JUMP = (1e-2, 1e-1)
+"""A step of this part of the weights: 10 and 100 times the usual 10^-3 (Karpathy, CS231n)."""
+SPIKE = (1.0, 2.0)
+"""Decades above the median: 10 times is the upper end of what Pascanu, Mikolov & Bengio (2013)
+would clip at; Huang et al., "SPAM" (2025), report spikes of up to 1,000 times."""
+OUTLIER = (2.5, 6.0)
+"""Robust deviations above the median: z* of ZClip (2025), sigma_factor of OLMo-core."""
+WINDOW = 128
+"""Norms that median and deviation are of, as in OLMo-core."""
+
+OVERFLOW = 18.0
+"""``log10`` of what has a square near float32's end, 3.4e38."""
+UNDERFLOW = math.log10(2) * -126
+"""``log10`` of float32's least normal number, 1.2e-38: what is smaller loses digits, then all."""
+
+
+def jumps(evidence: Evidence, setup: Setup) -> Finding:
+    """Steps out of proportion: beside the weights, and beside the steps before.
+
+    A norm counts as a spike if it is both an outlier and many times the median of the last
+    ``WINDOW``.
+    """
+    symptom = "jumps"
+    steps, norms = evidence.log10_grad_norm
+    above, deviations = spikes(norms)
+    ratios = update_ratios(evidence)
+    ratio = float(np.nanmedian(ratios)) if not np.isnan(ratios).all() else math.nan
+    known = ~np.isnan(above)
+    outlying = above[known & (deviations >= OUTLIER[0])]
+    spike = float(outlying.max()) if len(outlying) else -math.inf if known.any() else math.nan
+    by_ratio, by_spike = graded(ratio, *JUMP), graded(spike, *SPIKE)
+    if by_spike[0] == "alarm" and not ((above >= SPIKE[1]) & (deviations >= OUTLIER[1])).any():
+        by_spike = ("warning", SPIKE[0])
+    order = ("unknown", "ok", "warning", "alarm")
+    if order.index(by_spike[0]) > order.index(by_ratio[0]):
+        value, level = spike, by_spike
+        where = steps[(above >= by_spike[1]) & (deviations >= OUTLIER[0])]
+    else:
+        value, level = ratio, by_ratio
+        where = evidence.steps[: len(ratios)][ratios >= by_ratio[1]]
+    words = "too few updates to say"
+    if not math.isnan(ratio):
+        words = f"an update changes the weights by {100 * ratio:.2g} %"
+    if by_spike[0] in ("warning", "alarm"):
+        spiked = f"the gradient's norm spikes to {power(spike)} times its running median"
+        words = spiked if math.isnan(ratio) else f"{words}, and {spiked}"
+    return finding(symptom, value, level, words, where, against_exploding(setup))
+
+
+def spikes(norms: Floats) -> tuple[Floats, Floats]:
+    """How many decades, and robust deviations, each norm lies above the median before it.
+
+    Args:
+        norms: ``log10 [N]``.
+
+    Returns:
+        Both ``[N]``; NaN until half a window has gone by, and for what is not finite.
+    """
+    above, deviations = np.full(len(norms), np.nan), np.full(len(norms), np.nan)
+    half = WINDOW // 2
+    for start in range(half, len(norms), half):  # the window before the block
+        before = norms[max(0, start - WINDOW) : start]
+        before = before[np.isfinite(before)]
+        if len(before) < half // 2:
+            continue
+        median = np.median(before)
+        deviation = max(1.4826 * float(np.median(np.abs(before - median))), 0.05)
+        block = slice(start, start + half)
+        above[block] = norms[block] - median
+        deviations[block] = above[block] / deviation
+    lost = ~np.isfinite(norms)
+    above[lost], deviations[lost] = np.nan, np.nan
+    return above, deviations
+
+
+def nonfinite_weights(evidence: Evidence, setup: Setup) -> Finding:
+    """Parameters with a NaN or an infinity, which never recover."""
+    symptom = "weights not finite"
+    named = dict(evidence.parameters("norm"))
+    said = re.search(r"parameter (\S+) is not finite", str(evidence.summary.get("reason")))
+    if not named and not evidence.summary:
+        return unknown(symptom, 0.0, "no weights were followed")
+    # a step at which nothing was measured has NaN everywhere
+    there = np.any([~np.isnan(norm) for norm in named.values()], axis=0) if named else False
+    bad = {name: evidence.steps[~np.isfinite(norm) & there] for name, norm in named.items()}
+    bad = {name: steps for name, steps in bad.items() if len(steps)}
+    names = list(bad) or ([said[1]] if said else [])
+    if not names:
+        return finding(symptom, 0.0, ("ok", 0.0), "all weights are finite")
+    first = min((int(steps[0]) for steps in bad.values()), default=evidence.first_nonfinite)
+    words = f"{', '.join(names[:3])} {'is' if len(names) == 1 else 'are'} not finite"
+    return finding(
+        symptom,
+        float(len(names)),
+        ("alarm", 0.0),
+        words if first is None else f"{words} from step {first} on",
+        () if first is None else (first,),
+        against_nonfinite(setup),
+    )
+
+
+def nonfinite_loss(evidence: Evidence, setup: Setup) -> Finding:
+    """A loss or a gradient that is NaN or infinite."""
+    symptom = "loss not finite"
+    first = evidence.first_nonfinite
+    if not len(evidence.losses[1]) and evidence.summary.get("status") != "diverged":
+        return unknown(symptom, 0.0, "there is no loss yet")
+    if first is None and evidence.summary.get("status") != "diverged":
+        return finding(symptom, 0.0, ("ok", 0.0), "every loss and gradient is finite")
+    _, norms = evidence.log10_grad_norm
+    seen = [power(norm) for norm in norms[np.isfinite(norms)][-3:]]
+    words = str(evidence.summary.get("reason") or f"step {first}: loss or gradient is not finite")
+    level: tuple[Level, float] = ("alarm", 0.0)
+    return finding(
+        symptom,
+        1.0,
+        level,
+        words + (f"; the last norms before were {', '.join(seen)}" if seen else ""),
+        () if first is None else (first,),
+        against_nonfinite(setup),
+    )
+
+
+def overflow(evidence: Evidence, setup: Setup) -> Finding:
+    """Gradients so large that float32 cannot hold their square."""
+    symptom = "overflow"
+    steps, norms = evidence.log10_grad_norm
+    seen = [norms, *(history.hidden for history in evidence.bptt.values())]
+    largest = [float(np.nanmax(part)) for part in seen if not np.isnan(part).all()]
+    if not largest:
+        return unknown(symptom, OVERFLOW, "no gradient was seen")
+    value = max(largest)
+    level = graded(value, OVERFLOW, OVERFLOW)
+    words = f"the largest gradient has norm {power(value)}"
+    return finding(symptom, value, level, words, steps[norms >= OVERFLOW], against_nonfinite(setup))
+
+
+def underflow(evidence: Evidence, setup: Setup) -> Finding:
+    """Gradients that float32 cannot hold: the whole (alarm), or at some time steps (warning)."""
+    symptom = "underflow"
+    steps, norms = evidence.log10_grad_norm
+    known = norms[~np.isnan(norms)]
+    if not len(known):
+        return unknown(symptom, 0.0, "no gradient was seen")
+    under = norms <= UNDERFLOW
+    lost = {
+        layer: float(np.mean(last <= UNDERFLOW))
+        for layer, history in evidence.bptt.items()
+        for last in [row[~np.isnan(row)] for row in history.hidden[-1:]]
+        if len(last)
+    }
+    layer = max(lost, key=lambda name: lost[name], default="")
+    if known[-1] <= UNDERFLOW:
+        value, level = 1.0, "alarm"
+        words = (
+            f"the whole gradient's norm is {power(float(known[-1]))}, under float32's least normal "
+            f"number, at {int(under.sum())} updates"
+        )
+    else:
+        value = lost.get(layer, 0.0)
+        level = "warning" if value else "ok"
+        words = "no gradient is under float32's least normal number"
+        if value:
+            words = (
+                f"{layer}: the gradient is under float32's least normal number, or 0, at "
+                f"{100 * value:.0f} % of the time steps"
+            )
+    remedies = against_nonfinite(setup) if level == "alarm" else ()
+    where = steps[under] if level == "alarm" else ()
+    return finding(symptom, value, (level, 0.0), words, where, remedies)  # type: ignore[arg-type]

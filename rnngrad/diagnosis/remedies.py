@@ -1,0 +1,278 @@
+"""What to try against what, as it is typed, in the order in which the literature supports it.
+
+Only what the run does not have already, and only what it could have: ``Setup`` knows its settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rnngrad.diagnosis.evidence import Evidence
+from rnngrad.diagnosis.findings import Remedy, once
+from rnngrad.diagnosis.thresholds import clip_thresholds
+
+GATED = ("lstm", "gru", "ln_lstm", "bn_lstm")
+FREE_MATRIX = ("rnn", "ln_rnn", "bn_rnn", "lstm", "gru", "ln_lstm", "bn_lstm")
+"""Cells whose recurrent weight is a matrix that an initialisation may fill."""
+OMEGA = ("tanh", "sigmoid", "relu", "linear")
+"""Nonlinearities that ``regularizer=omega`` is defined for."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the remedies depend on.
+
+    Args:
+        config: As ``Run.config``; of a model of the user's own, as much as its layers tell.
+        time_steps: ``T``.
+        max_norm: What a clip threshold could be; NaN if no norm was seen.
+    """
+
+    config: Mapping[str, Any]
+    time_steps: int
+    max_norm: float
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Setup:
+        """That of a run or a model."""
+        median = [t.threshold for t in clip_thresholds(evidence.log10_grad_norm[1])[:1]]
+        return cls(evidence.config, evidence.time_steps, median[0] if median else math.nan)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A setting, as ``optim.lr``."""
+        value: Any = self.config
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    @property
+    def cell(self) -> str:
+        """The cell's name; empty if unknown."""
+        return str(self.get("cell.name", ""))
+
+    def another_cell(self, name: str, more: str = "") -> str:
+        """``cell=name``, with whatever else cannot stay when the cell changes."""
+        words = [f"cell={name}", more]
+        if self.get("regularizer.name") == "omega" and name != "rnn":
+            words.append("regularizer=none")
+        if self.get("regularizer.name") == "orthogonality" and name in ("orthogonal", "indrnn"):
+            words.append("regularizer=none")
+        if self.get("trainer.recompute_segments", 1) > 1 and name not in ("rnn", "lstm", "gru"):
+            words.append("trainer.recompute_segments=1")
+        if name in ("ln_rnn", "ln_lstm") or self.get("init.name") is None:
+            return " ".join(word for word in words if word)
+        if name == "lstm" and self.cell in ("indrnn", "orthogonal"):
+            words.append("init=torch")
+        return " ".join(word for word in words if word)
+
+
+def against_vanishing(setup: Setup) -> tuple[Remedy, ...]:
+    """What keeps a gradient that is lost on its way back through time."""
+    return tuple(once(_against_vanishing(setup)))
+
+
+def _against_vanishing(setup: Setup) -> Iterator[Remedy]:
+    yield from _whole_gradient(setup)
+    if not setup.cell:
+        return
+    chrono = f"cell.chrono_length={max(2, setup.time_steps)}"
+    remember = f"gate biases of log U(1, {max(2, setup.time_steps) - 1}) for memory of that length"
+    if setup.cell in GATED:
+        yield from _longer_gates(setup, chrono, remember)
+    else:
+        yield Remedy(
+            setup.another_cell("lstm"),
+            "nn.LSTM with a forget-gate bias of 1: its cell state keeps the gradient",
+        )
+        yield from _kept_length(setup)
+        yield Remedy(
+            setup.another_cell("lstm", chrono),
+            f"nn.LSTM with {remember}",
+        )
+    if setup.cell != "orthogonal":
+        yield Remedy(
+            setup.another_cell("orthogonal"),
+            "a recurrence by an orthogonal matrix, which cannot vanish",
+        )
+    if setup.cell == "rnn" and setup.get("cell.num_layers", 1) == 1:
+        phi = setup.get("cell.nonlinearity")
+        if phi in OMEGA and setup.get("regularizer.name") == "none":
+            yield Remedy(
+                "regularizer=omega", "a penalty on every step back that shortens the gradient"
+            )
+
+
+def _whole_gradient(setup: Setup) -> Iterator[Remedy]:
+    """What cuts the gradient off has to go before anything else can help."""
+    k2 = setup.get("trainer.tbptt_k2")
+    if k2 is not None and k2 < setup.time_steps:
+        yield Remedy(
+            "trainer.tbptt_k1=null trainer.tbptt_k2=null",
+            "back-propagation through the whole sequence: truncated, it ends before",
+        )
+    if setup.get("bptt_clip.name", "none") != "none":
+        yield Remedy("bptt_clip=none", "no clipping on the way back, which shortens it for good")
+
+
+def _longer_gates(setup: Setup, chrono: str, remember: str) -> Iterator[Remedy]:
+    """Biases with which gates keep what they have."""
+    fixed = setup.get("cell.chrono_length") is not None
+    if setup.cell == "gru":
+        if not fixed and (setup.get("cell.update_bias") or 0) < 1:
+            yield Remedy("cell.update_bias=1", "an update-gate bias of 1")
+        if setup.get("cell.chrono_length") != max(2, setup.time_steps):
+            yield Remedy(chrono, remember)
+        yield Remedy(
+            setup.another_cell("lstm"),
+            "nn.LSTM with a forget-gate bias of 1: its cell state keeps the gradient",
+        )
+        return
+    gated = setup.get("cell.forget_gate", True)
+    if gated and not fixed and (setup.get("cell.forget_bias") or 0) < 1:
+        yield Remedy("cell.forget_bias=1", "a forget-gate bias of 1")
+    if setup.cell != "lstm":
+        yield Remedy(setup.another_cell("lstm", chrono), f"nn.LSTM with {remember}")
+    elif gated and setup.get("cell.chrono_length") != max(2, setup.time_steps):
+        yield Remedy(chrono, remember)
+
+
+def _kept_length(setup: Setup) -> Iterator[Remedy]:
+    """Recurrent weights that keep a vector's length."""
+    if setup.cell == "rnn" and setup.get("cell.nonlinearity") == "sigmoid":
+        yield Remedy("cell.nonlinearity=tanh", "tanh, whose slope reaches 1, for sigmoid's 1/4")
+    irnn = setup.get("init.recurrent") == "identity"
+    if setup.cell == "rnn" and setup.get("cell.nonlinearity") == "relu" and not irnn:
+        yield Remedy("init=irnn", "the identity as recurrent weight, and small input weights")
+    yield from _orthogonal(setup)
+
+
+def _orthogonal(setup: Setup) -> Iterator[Remedy]:
+    scale = setup.get("init.recurrent_scale")
+    has = setup.get("init.recurrent") == "orthogonal" and scale in (None, 1.0)
+    if setup.cell in FREE_MATRIX and not has:
+        more = "" if scale is None else " init.recurrent_scale=null"
+        yield Remedy(
+            f"init.recurrent=orthogonal{more}", "orthogonal recurrent weights (nn.init.orthogonal_)"
+        )
+
+
+def against_exploding(setup: Setup) -> tuple[Remedy, ...]:
+    """What keeps a gradient that grows, or a step that is too large."""
+    return tuple(once(_against_exploding(setup)))
+
+
+def _against_exploding(setup: Setup) -> Iterator[Remedy]:
+    yield from _clipping(setup)
+    yield from slower(setup)
+    yield from _orthogonal(setup)
+    if setup.cell and setup.cell not in (*GATED, "orthogonal"):
+        yield Remedy(
+            setup.another_cell("lstm"), "nn.LSTM, whose gates bound what a step can multiply"
+        )
+
+
+def _clipping(setup: Setup) -> Iterator[Remedy]:
+    """Clipping by norm at what half of the norms seen lie under."""
+    if not 0 < setup.max_norm < math.inf:
+        return
+    threshold = f"clip.max_norm={setup.max_norm:.2g}"
+    words = f"clip_grad_norm_(parameters, {setup.max_norm:.2g}), the median of the norms seen"
+    if setup.get("clip.name") != "norm":
+        yield Remedy(f"clip=norm {threshold}", words)
+    elif float(setup.get("clip.max_norm", math.inf)) > 1.05 * setup.max_norm:
+        yield Remedy(threshold, words)
+
+
+def slower(setup: Setup) -> Iterator[Remedy]:
+    """A tenth of the learning rate."""
+    rate = setup.get("optim.lr")
+    if rate is not None:
+        yield Remedy(f"optim.lr={rate / 10:.6g}", f"a learning rate of {rate / 10:.6g}")
+
+
+def faster(setup: Setup) -> Iterator[Remedy]:
+    """Ten times the learning rate."""
+    rate = setup.get("optim.lr")
+    if rate is not None:
+        yield Remedy(f"optim.lr={rate * 10:.6g}", f"a learning rate of {rate * 10:.6g}")
+
+
+def longer(setup: Setup) -> Iterator[Remedy]:
+    """Twice the budget."""
+    steps = setup.get("trainer.steps")
+    if steps is not None:
+        yield Remedy(f"trainer.steps={2 * steps}", f"{2 * steps} updates")
+
+
+def against_saturation(setup: Setup) -> tuple[Remedy, ...]:
+    """What keeps units where their slope is not 0."""
+    return tuple(once(_against_saturation(setup)))
+
+
+def _against_saturation(setup: Setup) -> Iterator[Remedy]:
+    glorot = {setup.get(f"init.{role}") for role in ("input", "recurrent", "output")}
+    if glorot != {"xavier_uniform"} and setup.cell in FREE_MATRIX:
+        yield Remedy("init=glorot", "nn.init.xavier_uniform_ for all weights, biases 0")
+    yield from slower(setup)
+    normalised = "ln_lstm" if setup.cell in ("lstm", "gru", "bn_lstm") else "ln_rnn"
+    if setup.cell and setup.cell not in ("ln_rnn", "ln_lstm"):
+        yield Remedy(
+            setup.another_cell(normalised), "layer normalisation of what goes into the units"
+        )
+
+
+def against_dead_units(setup: Setup) -> tuple[Remedy, ...]:
+    """What brings units back that are 0 whatever comes."""
+    return tuple(once(_against_dead_units(setup)))
+
+
+def _against_dead_units(setup: Setup) -> Iterator[Remedy]:
+    if setup.cell == "rnn" and setup.get("init.recurrent") != "identity":
+        yield Remedy("init=irnn", "biases of 0, the identity as recurrent weight")
+    if setup.cell == "rnn":
+        yield Remedy("cell.nonlinearity=leaky_relu", "leaky ReLU, whose slope is nowhere 0")
+    elif setup.cell in ("ln_rnn", "bn_rnn", "indrnn", "orthogonal"):
+        yield Remedy("cell.nonlinearity=tanh", "tanh, whose slope is nowhere 0")
+    yield from slower(setup)
+
+
+def against_nonfinite(setup: Setup) -> tuple[Remedy, ...]:
+    """What keeps numbers finite, once the data are known to be."""
+    return tuple(once([*slower(setup), *_clipping(setup), *_smaller_weights(setup)]))
+
+
+def _smaller_weights(setup: Setup) -> Iterator[Remedy]:
+    glorot = {setup.get(f"init.{role}") for role in ("input", "recurrent", "output")}
+    if setup.cell in FREE_MATRIX and glorot != {"xavier_uniform"}:
+        yield Remedy("init=glorot", "nn.init.xavier_uniform_ for all weights, biases 0")
+
+
+def against_depth(setup: Setup) -> tuple[Remedy, ...]:
+    """What lets the lower layers learn."""
+    return tuple(once(_against_depth(setup)))
+
+
+def _against_depth(setup: Setup) -> Iterator[Remedy]:
+    layers = setup.get("cell.num_layers", 1)
+    if layers > 1:
+        yield Remedy("cell.num_layers=1", "fewer layers")
+    if setup.cell == "rnn" and setup.get("cell.nonlinearity") == "sigmoid":
+        yield Remedy("cell.nonlinearity=tanh", "tanh, whose slope reaches 1, for sigmoid's 1/4")
+    yield from _smaller_weights(setup)
+    if setup.get("optim.name") == "sgd":
+        yield Remedy("optim=adam", "Adam, which gives every weight a step of its own size")
+    if setup.cell in ("rnn", "lstm"):
+        yield Remedy(setup.another_cell(f"ln_{setup.cell}"), "layer normalisation")
+
+
+def against_decay(setup: Setup) -> tuple[Remedy, ...]:
+    """What lets weights be that no gradient holds up."""
+    found = []
+    if setup.get("optim.weight_decay", 0) > 0:
+        found.append(Remedy("optim.weight_decay=0", "no weight decay"))
+    return tuple(once([*found, *against_vanishing(setup)]))

@@ -1,0 +1,194 @@
+"""What becomes of an error on its way back through time, and down through the layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rnngrad.diagnosis.evidence import Curve, Evidence, Floats
+from rnngrad.diagnosis.findings import Finding
+from rnngrad.diagnosis.grading import finding, graded, last_finite, power, unknown
+from rnngrad.diagnosis.remedies import Setup, against_depth, against_exploding, against_vanishing
+from rnngrad.dynamics import Decay, decay
+
+VANISHED = (-3.0, -24 * math.log10(2))
+"""Warning: 10^-3, under the noise of an ordinary batch. Alarm: 2^-24, half of the spacing of
+float32, so that adding it to a number of size 1 changes nothing."""
+
+GROWTH = (0.004, 0.01)
+"""Decades a step: 2.5 times, and 10 times, over 100 steps."""
+GROWN = (0.4, 1.0)
+"""Decades over the whole sequence: what these two come to over 100 steps."""
+
+STRAIGHT = 0.9
+"""R² from which a slope is one."""
+POINTS = 20
+"""Lags that a line needs."""
+
+STEEPEST = {"tanh": 1.0, "sigmoid": 0.25, "relu": 1.0, "leaky_relu": 1.0, "linear": 1.0, "elu": 1.0}
+"""The largest slope of each nonlinearity."""
+
+SLOWER = (10.0, 100.0)
+"""Nielsen, "Neural networks and deep learning" (2015), chapter 5: with four or five hidden layers
+of sigmoids the first learns 24 to 100 times slower than the last."""
+
+
+def vanishing_in_time(evidence: Evidence, setup: Setup) -> Finding:
+    """What of an error at one step arrives at the far end of the sequence.
+
+    In the layer, and of ``h`` and ``c``, that keeps most: memory is needed in one place only.
+    """
+    symptom = "vanishing in time"
+    if not evidence.last_curves:
+        return unknown(symptom, VANISHED[0], "no lag was measured")
+    best = max(evidence.last_curves, key=lambda curve: curve.values[-1])
+    value = float(best.values[-1])
+    level = graded(value, *VANISHED)
+    words = (
+        f"{best.layer}: of an error at one step {power(value)} arrives {best.lag} steps "
+        f"before{_half_life(decay(best.values))}"
+    )
+    if level[0] == "alarm":
+        words += ", which float32 cannot add to anything of size 1"
+    if level[0] != "ok":
+        words += _must(evidence, setup, best.layer)
+    return finding(
+        symptom,
+        value,
+        level,
+        f"{words} (step {best.step})",
+        _steps_where_all(evidence.curves, lambda curve: curve.values[-1] <= level[1]),
+        against_vanishing(setup),
+    )
+
+
+def _half_life(line: Decay) -> str:
+    if not holds(line) or line.slope >= 0:
+        return ""
+    return f" (half-life {line.half_life:.1f} steps, R² {line.r2:.2f})"
+
+
+def _must(evidence: Evidence, setup: Setup, layer: str) -> str:
+    """Pascanu, Mikolov & Bengio (2013), section 2.1: what is enough for a vanilla RNN to vanish."""
+    sigma = last_finite(evidence.measures.get(f"{layer}/sigma_max", np.empty(0)))
+    steepest = STEEPEST.get(str(setup.get("cell.nonlinearity")))
+    if setup.cell != "rnn" or steepest is None or not sigma * steepest < 1:
+        return ""
+    return (
+        f"; it must, as the largest singular value of its recurrent weight, {sigma:.2g}, is under "
+        f"{1 / steepest:g}"
+    )
+
+
+def holds(line: Decay) -> bool:
+    """Whether a slope may be spoken of."""
+    return line.r2 >= STRAIGHT and line.points >= POINTS
+
+
+def _steps_where_all(curves: Sequence[Curve], shows: Callable[[Curve], bool]) -> list[int]:
+    """The steps at which every curve shows it."""
+    by_step: dict[int, bool] = {}
+    for curve in curves:
+        by_step[curve.step] = by_step.get(curve.step, True) and bool(shows(curve))
+    return [step for step, all_show in sorted(by_step.items()) if all_show]
+
+
+def exploding_in_time(evidence: Evidence, setup: Setup) -> Finding:
+    """By how much an error grows with every step back, in the layer where it grows most."""
+    symptom = "exploding in time"
+    if not evidence.last_curves:
+        return unknown(symptom, GROWTH[0], "no lag was measured")
+    worst = max(evidence.last_curves, key=lambda curve: growth(curve.values))
+    value = growth(worst.values)
+    level = graded(value, *GROWTH)
+    line, end = decay(worst.values), float(worst.values[-1])
+    words = (
+        f"{worst.layer}: an error {'has grown to' if value else 'is'} {power(end)} of its size "
+        f"{worst.lag} steps before"
+    )
+    if holds(line):
+        words += f", {line.slope:+.3f} decades a step (R² {line.r2:.2f})"
+    return finding(
+        symptom,
+        value,
+        level,
+        f"{words} (step {worst.step})",
+        sorted({c.step for c in evidence.curves if growth(c.values) >= level[1]}),
+        against_exploding(setup),
+    )
+
+
+def growth(values: Floats) -> float:
+    """The slope in decades a step, if it is one and comes to something; else 0.
+
+    Where the line has too few points, what has grown from the first lag to the last stands for it.
+    """
+    end, line = float(values[-1]), decay(values)
+    if not math.isfinite(end) or end < GROWN[0]:
+        return 0.0
+    if holds(line):
+        return max(0.0, line.slope)
+    if line.points >= POINTS:
+        return 0.0
+    return GROWTH[1] if end >= GROWN[1] else GROWTH[0]
+
+
+def both_at_once(evidence: Evidence, setup: Setup) -> Finding:
+    """Sequences or steps from which an error explodes beside others from which it vanishes."""
+    symptom = "both at once"
+    curves = [curve for curve in evidence.last_curves if curve.low is not curve.values]
+    if not curves:
+        return unknown(symptom, GROWN[0], "no spread was measured")
+    widest = max(curves, key=straddle)
+    value = straddle(widest)
+    level = graded(value, *GROWN)
+    low, high = float(widest.low[-1]), float(widest.high[-1])
+    return finding(
+        symptom,
+        value,
+        level,
+        f"{widest.layer}: {widest.lag} steps before, an error is {power(low)} of its size in one "
+        f"sequence of 20 and {power(high)} in another (step {widest.step})",
+        sorted({curve.step for curve in evidence.curves if straddle(curve) >= level[1]}),
+        (*against_exploding(setup), *against_vanishing(setup)),
+    )
+
+
+def straddle(curve: Curve) -> float:
+    """How far the 95th percentile has grown where the 5th has vanished, in decades; else 0."""
+    low, high = float(curve.low[-1]), float(curve.high[-1])
+    return max(0.0, high) if low <= VANISHED[0] and math.isfinite(high) else 0.0
+
+
+def lower_layers(evidence: Evidence, setup: Setup) -> Finding:
+    """How many times faster the top layer changes than the lowest.
+
+    By the ratio of update to weight; before training by that of gradient to weight.
+    """
+    symptom = "lower layers barely learn"
+    updates, weights = evidence.by_layer("update_norm"), evidence.by_layer("norm")
+    what = "changes"
+    if not any(np.isfinite(norm).any() for norm in updates.values()):
+        updates, what = evidence.by_layer("grad_norm"), "has a gradient"
+    layers = sorted(updates.keys() & weights.keys())
+    if len(layers) < 2:
+        return unknown(symptom, SLOWER[0], "there is one layer only")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bottom, top = (updates[layer] / weights[layer] for layer in (layers[0], layers[-1]))
+        ratio = top / bottom
+    known = ratio[~np.isnan(ratio)]
+    if not len(known):
+        return unknown(symptom, SLOWER[0], "no layer changes at all")
+    value = float(np.median(known[-max(1, len(known) // 3) :]))
+    level = graded(value, *SLOWER)
+    return finding(
+        symptom,
+        value,
+        level,
+        f"l{layers[-1]} {what} {value:.3g} times as fast as l{layers[0]}, by "
+        f"{np.nanmedian(top):.1e} of its weights beside {np.nanmedian(bottom):.1e}",
+        evidence.steps[ratio >= level[1]],
+        against_depth(setup),
+    )
