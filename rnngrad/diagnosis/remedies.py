@@ -57,18 +57,18 @@ class Setup:
 
     def another_cell(self, name: str, more: str = "") -> str:
         """``cell=name``, with whatever else cannot stay when the cell changes."""
-        words = [f"cell={name}", more]
-        if self.get("regularizer.name") == "omega" and name != "rnn":
-            words.append("regularizer=none")
-        if self.get("regularizer.name") == "orthogonality" and name in ("orthogonal", "indrnn"):
+        words = [f"cell={name}", *more.split()]
+        penalty = self.get("regularizer.name")
+        if penalty == "omega" or (penalty == "orthogonality" and name == "orthogonal"):
             words.append("regularizer=none")
         if self.get("trainer.recompute_segments", 1) > 1 and name not in ("rnn", "lstm", "gru"):
             words.append("trainer.recompute_segments=1")
-        if name in ("ln_rnn", "ln_lstm") or self.get("init.name") is None:
-            return " ".join(word for word in words if word)
-        if name == "lstm" and self.cell in ("indrnn", "orthogonal"):
-            words.append("init=torch")
-        return " ".join(word for word in words if word)
+        if name == "orthogonal":
+            if self.get("init.recurrent", "torch") not in ("torch", "orthogonal", "identity"):
+                words.append("init.recurrent=torch")
+            if self.get("init.recurrent_scale") not in (None, 1.0):
+                words.append("init.recurrent_scale=null")
+        return " ".join(words)
 
 
 def against_vanishing(setup: Setup) -> tuple[Remedy, ...]:
@@ -111,8 +111,9 @@ def _whole_gradient(setup: Setup) -> Iterator[Remedy]:
     """What cuts the gradient off has to go before anything else can help."""
     k2 = setup.get("trainer.tbptt_k2")
     if k2 is not None and k2 < setup.time_steps:
+        k1 = "" if setup.get("trainer.tbptt_k1") is None else "trainer.tbptt_k1=null "
         yield Remedy(
-            "trainer.tbptt_k1=null trainer.tbptt_k2=null",
+            f"{k1}trainer.tbptt_k2=null",
             "back-propagation through the whole sequence: truncated, it ends before",
         )
     if setup.get("bptt_clip.name", "none") != "none":
@@ -152,13 +153,12 @@ def _kept_length(setup: Setup) -> Iterator[Remedy]:
 
 
 def _orthogonal(setup: Setup) -> Iterator[Remedy]:
-    scale = setup.get("init.recurrent_scale")
-    has = setup.get("init.recurrent") == "orthogonal" and scale in (None, 1.0)
-    if setup.cell in FREE_MATRIX and not has:
-        more = "" if scale is None else " init.recurrent_scale=null"
-        yield Remedy(
-            f"init.recurrent=orthogonal{more}", "orthogonal recurrent weights (nn.init.orthogonal_)"
-        )
+    wanted = {"init.recurrent": "orthogonal"}
+    if setup.get("init.recurrent_scale") not in (None, 1.0):
+        wanted["init.recurrent_scale"] = "null"
+    words = [f"{key}={value}" for key, value in wanted.items() if setup.get(key) != value]
+    if setup.cell in FREE_MATRIX and words:
+        yield Remedy(" ".join(words), "orthogonal recurrent weights (nn.init.orthogonal_)")
 
 
 def against_exploding(setup: Setup) -> tuple[Remedy, ...]:
@@ -234,10 +234,11 @@ def against_dead_units(setup: Setup) -> tuple[Remedy, ...]:
 def _against_dead_units(setup: Setup) -> Iterator[Remedy]:
     if setup.cell == "rnn" and setup.get("init.recurrent") != "identity":
         yield Remedy("init=irnn", "biases of 0, the identity as recurrent weight")
-    if setup.cell == "rnn":
-        yield Remedy("cell.nonlinearity=leaky_relu", "leaky ReLU, whose slope is nowhere 0")
-    elif setup.cell in ("ln_rnn", "bn_rnn", "indrnn", "orthogonal"):
-        yield Remedy("cell.nonlinearity=tanh", "tanh, whose slope is nowhere 0")
+    if setup.get("cell.nonlinearity") == "relu":
+        if setup.cell == "rnn" and setup.get("regularizer.name") != "omega":
+            yield Remedy("cell.nonlinearity=leaky_relu", "leaky ReLU, whose slope is nowhere 0")
+        else:
+            yield Remedy("cell.nonlinearity=tanh", "tanh, whose slope is nowhere 0")
     yield from slower(setup)
 
 
@@ -265,7 +266,9 @@ def _against_depth(setup: Setup) -> Iterator[Remedy]:
         yield Remedy("cell.nonlinearity=tanh", "tanh, whose slope reaches 1, for sigmoid's 1/4")
     yield from _smaller_weights(setup)
     if setup.get("optim.name") == "sgd":
-        yield Remedy("optim=adam", "Adam, which gives every weight a step of its own size")
+        yield Remedy(
+            "optim=adam optim.lr=0.001", "Adam, which gives every weight a step of its own size"
+        )
     if setup.cell in ("rnn", "lstm"):
         yield Remedy(setup.another_cell(f"ln_{setup.cell}"), "layer normalisation")
 

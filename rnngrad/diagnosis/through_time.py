@@ -58,10 +58,14 @@ def vanishing_in_time(evidence: Evidence, setup: Setup) -> Finding:
         symptom,
         value,
         level,
-        f"{words} (step {best.step})",
+        words + _when(best),
         _steps_where_all(evidence.curves, lambda curve: curve.values[-1] <= level[1]),
         against_vanishing(setup),
     )
+
+
+def _when(curve: Curve) -> str:
+    return f" (step {curve.step})" if curve.step else ""
 
 
 def _half_life(line: Decay) -> str:
@@ -114,7 +118,7 @@ def exploding_in_time(evidence: Evidence, setup: Setup) -> Finding:
         symptom,
         value,
         level,
-        f"{words} (step {worst.step})",
+        words + _when(worst),
         sorted({c.step for c in evidence.curves if growth(c.values) >= level[1]}),
         against_exploding(setup),
     )
@@ -150,7 +154,7 @@ def both_at_once(evidence: Evidence, setup: Setup) -> Finding:
         value,
         level,
         f"{widest.layer}: {widest.lag} steps before, an error is {power(low)} of its size in one "
-        f"sequence of 20 and {power(high)} in another (step {widest.step})",
+        f"sequence of 20 and {power(high)} in another{_when(widest)}",
         sorted({curve.step for curve in evidence.curves if straddle(curve) >= level[1]}),
         (*against_exploding(setup), *against_vanishing(setup)),
     )
