@@ -8,10 +8,27 @@ tuning looked at the seeds of ``TUNING`` alone; the page shows those of ``JUDGIN
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from rnngrad.diagnosis.findings import Verdict
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rnngrad.cells import CELLS
+from rnngrad.diagnosis.before_training import diagnose
+from rnngrad.diagnosis.findings import Diagnosis, Verdict
+from rnngrad.diagnosis.from_run import diagnose_run
+from rnngrad.init import INITS
+from rnngrad.initial import gaussian
+from rnngrad.runs import Run, find_runs
 
 TUNING = range(100, 110)
 JUDGING = range(10)
@@ -78,6 +95,7 @@ CASES = (
         "healthy",
         "task=temporal_order task.length=20 cell=lstm cell.num_layers=3 optim.lr=0.005 "
         "trainer.steps=400",
+        solves=True,
     ),
     # healthy, but for a threshold that does too much or nothing
     Case(
@@ -86,6 +104,7 @@ CASES = (
         "task=temporal_order task.length=20 cell=gru optim.lr=0.01 clip.max_norm=1e-4 "
         "trainer.steps=400",
         shows=("clip regime",),
+        solves=True,
     ),
     Case(
         "clipped never",
@@ -93,6 +112,7 @@ CASES = (
         "task=temporal_order task.length=20 cell=gru optim.lr=0.01 clip.max_norm=1e4 "
         "trainer.steps=400",
         shows=("clip regime",),
+        solves=True,
     ),
     # vanishing
     Case(
@@ -179,7 +199,7 @@ CASES = (
     Case(
         "NaN in the data",
         "numerical",
-        "task=disturbed task.fault=nan task.length=30 cell=lstm trainer.steps=300",
+        "task=disturbed task.fault=broken task.length=30 cell=lstm trainer.steps=300",
         shows=("loss not finite",),
     ),
     Case(
@@ -189,17 +209,17 @@ CASES = (
         shows=("underflow", "at chance", "stalled"),
     ),
     Case(
-        "read-out of 1e19",
+        "read-out of 1e12",
         "numerical",
-        "task=adding task.length=30 cell=lstm init.output=normal init.output_scale=1e19 "
+        "task=adding task.length=30 cell=lstm init.output=normal init.output_scale=1e12 "
         "trainer.steps=300",
         shows=("overflow",),
     ),
     Case(
-        "recurrent weights of 1e38",
+        "input weights of 1e30, ReLU",
         "numerical",
-        "task=adding task.length=30 cell=rnn init.recurrent=normal init.recurrent_scale=1e38 "
-        "trainer.steps=300",
+        "task=adding task.length=30 cell=rnn cell.nonlinearity=relu init.input=normal "
+        "init.input_scale=1e30 trainer.steps=300",
         shows=("loss not finite",),
     ),
     # saturated
@@ -278,3 +298,118 @@ UNTRAINED = (
     Untrained("orthogonal, modReLU", "healthy", "orthogonal", {}, {}),
     Untrained("sigmoid RNN", "vanishing", "rnn", {"nonlinearity": "sigmoid"}, {}),
 )
+
+
+class Judged(NamedTuple):
+    """One run, or one untrained model, and what was said of it.
+
+    Args:
+        case: Its name.
+        seed: Its seed.
+        expected: The verdict that was written down.
+        diagnosis: What came out.
+        solved: Whether the run solved its task.
+    """
+
+    case: str
+    seed: int
+    expected: Verdict
+    diagnosis: Diagnosis
+    solved: bool = False
+
+    @property
+    def right(self) -> bool:
+        """Whether the verdict is that which was written down."""
+        return self.diagnosis.verdict == self.expected
+
+
+def train_case(case: Case, seeds: Sequence[int], folder: Path) -> list[Judged]:
+    """Trains one set-up with every seed by the command line, in a process of its own.
+
+    Raises:
+        RuntimeError: The command was refused.
+    """
+    runs = folder / re.sub(r"\W+", "_", case.name)
+    write_plugin(folder)
+    arguments = [
+        *SMALL.split(),
+        *case.overrides.replace("TEXT", str(write_text(folder))).split(),
+        "-m",
+        f"seed={','.join(map(str, seeds))}",
+        f"hydra.sweep.dir={runs}",
+        "plugins=[rnngrad.diagnosis.disturbed]",
+        "--config-dir",
+        str(folder / "conf"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "rnngrad", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    found = [Run(path) for path in find_runs(runs)] if runs.exists() else []
+    found = [run for run in found if run.config["seed"] in seeds]
+    if not found:
+        raise RuntimeError(f"{case.name}: {done.stderr.strip()}")
+    return [judge(case, run) for run in found]
+
+
+def judge(case: Case, run: Run) -> Judged:
+    """What the diagnosis of one of the case's runs is."""
+    solved = run.summary["solved_at"] is not None
+    return Judged(case.name, run.config["seed"], case.verdict, diagnose_run(run), solved)
+
+
+def write_plugin(folder: Path) -> None:
+    """Yamls for ``rnngrad.diagnosis.disturbed``, for the option ``--config-dir``."""
+    for group, name, text in (
+        ("task", "disturbed", "name: disturbed\nlength: 30\nfault: broken\n"),
+        ("init", "biased", "name: biased\nbias: 0.0\nblock: 0\n"),
+    ):
+        (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
+        (folder / "conf" / group / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def write_text(folder: Path) -> Path:
+    """A text to learn characters from: the sources of this package."""
+    path = folder / "text.txt"
+    if not path.exists():
+        sources = sorted(Path(__file__).parent.glob("*.py"))
+        path.write_text("".join(source.read_text(encoding="utf-8") for source in sources), "utf-8")
+    return path
+
+
+class _LastState(nn.Module):
+    """Layers, of which the last state of the top one comes out."""
+
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.rnn(x)[0]
+        return hidden[-1]
+
+
+def examine_untrained(case: Untrained, seed: int) -> Judged:
+    """What ``diagnose`` says of one model."""
+    cell = CELLS.default(case.cell, hidden_size=64, **case.cell_changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        rnn = cell.layers(7)
+        INITS.default("torch", **case.init_changes)(rnn)
+        cell.adjust_(rnn)
+    x = gaussian(case.time_steps, seed=seed).float()
+    found = diagnose(_LastState(rnn), (x, None), lambda hidden, _: hidden.sum())
+    return Judged(case.name, seed, case.verdict, found)
+
+
+def calibrate(
+    seeds: Sequence[int], folder: Path, cases: Sequence[Case] = CASES, workers: int = 2
+) -> list[Judged]:
+    """All runs and all untrained models with all seeds, in the order of the cases."""
+    with ThreadPoolExecutor(workers) as pool:  # of processes that are waited for
+        jobs = [pool.submit(train_case, case, seeds, folder) for case in cases]
+        trained = [job.result() for job in tqdm(jobs, desc="calibration", disable=None)]
+    untrained = [examine_untrained(case, seed) for case in UNTRAINED for seed in seeds]
+    return [judged for found in trained for judged in found] + untrained

@@ -13,7 +13,7 @@ from rnngrad.parts import COUNT, Interval
 from rnngrad.task import TASKS, Batch, Task
 
 BROKEN_FROM = 100
-"""Step at which ``fault=nan`` begins."""
+"""Step at which ``fault=broken`` begins."""
 FAINT = 1e-42
 """What ``fault=faint`` multiplies the loss by: under float32's least normal number, 1.2e-38."""
 
@@ -25,7 +25,7 @@ class Disturbed(Task):
 
     Args:
         length: ``T``.
-        fault: ``nan``: from step 100 on one input of each batch is NaN; ``faint``: the loss, and
+        fault: ``broken``: from step 100 on one input of each batch is NaN; ``faint``: the loss, and
             so every gradient, is at the end of float32's range; ``uneven``: half of the sequences
             are silent, the others 100 times too loud.
     """
@@ -35,12 +35,16 @@ class Disturbed(Task):
     last_step_only: ClassVar[bool] = True
 
     length: Annotated[int, COUNT]
-    fault: Literal["nan", "faint", "uneven"]
+    fault: Literal["broken", "faint", "uneven"]
 
     @property
     def adding(self) -> Task:
         """The task without the fault."""
         return TASKS.default("adding", length=self.length)
+
+    @property
+    def _unit(self) -> float:
+        return FAINT if self.fault == "faint" else 1.0
 
     def batch(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         inputs, targets = self.adding.batch(batch_size, generator)
@@ -51,25 +55,23 @@ class Disturbed(Task):
         return inputs, targets
 
     def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
-        batch = self.adding.training_batch(seed, step, batch_size)
-        if self.fault == "uneven":
-            return super().training_batch(seed, step, batch_size)
-        if self.fault == "nan" and step >= BROKEN_FROM:
+        batch = super().training_batch(seed, step, batch_size)
+        if self.fault == "broken" and step >= BROKEN_FROM:
             batch.inputs[0, 0, 0] = torch.nan
         return batch
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.adding.loss(outputs, targets) * (FAINT if self.fault == "faint" else 1.0)
+        return self.adding.loss(outputs, targets) * self._unit
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.adding.accuracy(outputs, targets)
 
     @property
     def chance_loss(self) -> float:
-        return self.adding.chance_loss * (FAINT if self.fault == "faint" else 1.0)
+        return self.adding.chance_loss * self._unit
 
     def solved(self, loss: float, accuracy: float) -> bool:
-        return self.adding.solved(loss, accuracy)
+        return self.adding.solved(loss / self._unit, accuracy)
 
 
 @INITS.register("biased")
