@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
+from rnngrad.cells import CELLS
 from rnngrad.config import experiment
-from rnngrad.diagnosis import remedies
-from rnngrad.diagnosis.findings import Remedy
+from rnngrad.diagnosis import (
+    Finding,
+    Remedy,
+    clip_thresholds,
+    diagnose,
+    pascanu_range,
+    remedies,
+)
+from rnngrad.diagnosis.detectors import DETECTORS, examine
+from rnngrad.diagnosis.evidence import Evidence
 from rnngrad.diagnosis.remedies import Setup
+from rnngrad.nn import GRU, LSTM, RNN, convert, unroll
+from rnngrad.runs import LayerHistory
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,21 +135,583 @@ def allowed(settings: Mapping[str, Any]) -> bool:
     return True
 
 
-SETUPS = [settings for settings in setups() if allowed(settings)]
+SETUPS = [setup for setup in setups() if allowed(setup)]
 
 
 @pytest.mark.parametrize("against", AGAINST)
 def test_every_remedy_is_an_override_that_this_run_can_be_given_and_has_not(against: str) -> None:
     seen = set()
-    for settings in SETUPS:
-        found: tuple[Remedy, ...] = tuple(AGAINST[against](Setup(settings, 30, 0.25)))
+    for setup in SETUPS:
+        found: tuple[Remedy, ...] = tuple(AGAINST[against](Setup(setup, 30, 0.25)))
         assert len({remedy.override for remedy in found}) == len(found)
         for remedy in found:
             seen.add(remedy.override)
-            experiment(applied(settings, remedy.override))
+            experiment(applied(setup, remedy.override))
     assert seen
 
 
 def test_nothing_is_known_of_a_setup_without_a_configuration() -> None:
     for against in AGAINST.values():
         assert all("cell" not in r.override for r in against(Setup({}, 0, math.nan)))
+
+
+# ---- detectors ----
+
+
+def evidence(
+    curve: Sequence[float] | None = None,
+    *,
+    loss: float | Sequence[float] | None = None,
+    chance: float = 1.0,
+    norms: Sequence[float] | None = None,
+    steps: Sequence[int] = (1, 50, 100),
+    measured: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **summary: Any,
+) -> Evidence:
+    """A run's, of the same curve at every measured step."""
+    measures: dict[str, Any] = {"step": np.array(steps)}
+    if curve is not None:
+        row = np.array(curve, dtype=float)
+        for kind in ("lag", "lag_p5", "lag_p95"):
+            measures[f"l0/{kind}"] = np.tile(row, (len(steps), 1))
+    for name, values in (measured or {}).items():
+        measures[name] = np.broadcast_to(np.array(values, dtype=float), (len(steps),)).copy()
+    updates: dict[str, Any] = {}
+    if loss is not None:
+        losses = (
+            np.full(100, loss) if isinstance(loss, float | int) else np.array(loss, dtype=float)
+        )
+        count = len(losses)
+        updates = {
+            "step": np.arange(1, count + 1),
+            "loss": losses,
+            "log10_grad_norm": np.zeros(count) if norms is None else np.array(norms, dtype=float),
+            "clip_coef": np.ones(count),
+        }
+        summary = {"chance_loss": chance, "status": "completed"} | summary
+    return Evidence(
+        config=config() if settings is None else settings,
+        summary=summary,
+        updates=updates,
+        measures=measures,
+    )
+
+
+def line(slope: float, count: int = 100) -> list[float]:
+    return [slope * lag for lag in range(count)]
+
+
+def found(given_evidence: Evidence, symptom: str) -> Finding:
+    return examine(given_evidence)[symptom]
+
+
+def test_every_detector_finds_its_symptom_and_says_so_of_no_evidence_at_all() -> None:
+    diagnosis = examine(Evidence())
+    assert [finding.symptom for finding in diagnosis.findings] == [*DETECTORS]
+    assert {finding.level for finding in diagnosis.findings} == {"unknown"}
+    assert all(finding.evidence for finding in diagnosis.findings)
+    assert diagnosis.verdict == "inconclusive" and not diagnosis.in_trouble
+
+
+@pytest.mark.parametrize(
+    ("end", "level"),
+    [(-2.99, "ok"), (-3.01, "warning"), (-7.2, "warning"), (-7.3, "alarm"), (-math.inf, "alarm")],
+)
+def test_what_arrives_at_the_far_end_is_graded(end: float, level: str) -> None:
+    curve = [*line(-0.01, 99), end]
+    finding = found(evidence(curve), "vanishing in time")
+    assert (finding.level, finding.value) == (level, end)
+    assert finding.steps == ((1, 50, 100) if level != "ok" else ())
+    assert bool(finding.remedies) == (level != "ok")
+
+
+@pytest.mark.parametrize(
+    ("slope", "count", "level"),
+    [
+        (0.0039, 120, "ok"),
+        (0.0041, 120, "warning"),
+        (0.0099, 120, "warning"),
+        (0.0101, 120, "alarm"),
+        (0.02, 19, "ok"),  # 2.4 times over the whole sequence
+        (0.5, 15, "alarm"),  # too few lags for a line, and 10^7 times
+    ],
+)
+def test_growth_is_graded_by_its_slope_if_it_comes_to_something(
+    slope: float, count: int, level: str
+) -> None:
+    assert found(evidence(line(slope, count)), "exploding in time").level == level
+
+
+def test_a_curve_that_is_no_line_has_no_slope_to_speak_of() -> None:
+    noise = np.random.default_rng(0).normal(size=100)
+    finding = found(evidence([0.0, *noise[:-1], 5.0]), "exploding in time")
+    assert finding.level == "ok" and "R²" not in finding.evidence
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.5, 1.5), st.integers(0, 100))
+def test_a_linear_rnn_of_an_orthogonal_matrix_keeps_its_closed_form(g: float, seed: int) -> None:
+    rnn = RNN(2, 6, nonlinearity="linear").double()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        nn.init.orthogonal_(rnn.weight_hh_l0, g)
+    x = torch.randn(60, 3, 2, generator=torch.Generator().manual_seed(seed)).double()
+    diagnosis = diagnose(rnn, (x, None), lambda out, _: out[0][-1].sum())
+    end = 59 * math.log10(g)
+    assert diagnosis["vanishing in time"].value == pytest.approx(end, abs=1e-9)
+    if end > 0.4:
+        assert diagnosis["exploding in time"].value == pytest.approx(math.log10(g), abs=1e-9)
+    expected = "vanishing" if end <= -24 * math.log10(2) else "healthy"
+    assert diagnosis.verdict == ("exploding" if math.log10(g) >= 0.01 and end >= 0.4 else expected)
+
+
+def test_explosion_beside_vanishing_is_seen_in_the_spread_alone() -> None:
+    wide = evidence(line(0.0))
+    wide.measures["l0/lag_p5"][:] = line(-0.1)  # type: ignore[index]
+    wide.measures["l0/lag_p95"][:] = line(0.05)  # type: ignore[index]
+    assert found(wide, "both at once").alarm
+    assert examine(wide).verdict == "both"
+    wide.measures["l0/lag_p95"][:] = line(0.001)  # type: ignore[index]
+    assert found(wide, "both at once").level == "ok"
+
+
+def test_what_was_recorded_stands_in_where_no_lag_was_measured_and_only_where_it_can() -> None:
+    hidden = np.array([line(-0.3, 60)[::-1]])
+    direct = np.full((1, 60), -np.inf)
+    direct[0, -1] = 0.0
+    history = LayerHistory(np.array([7]), hidden, direct, hidden, None)
+    recorded = Evidence(bptt={"l0": history})
+    assert found(recorded, "vanishing in time").value == pytest.approx(-0.3 * 59)
+    assert found(recorded, "vanishing in time").steps == (7,)
+    everywhere = replace(history, direct=np.zeros((1, 60)))
+    assert found(Evidence(bptt={"l0": everywhere}), "vanishing in time").level == "unknown"
+    clipped = replace(history, clipped=np.zeros((1, 60)))
+    assert found(Evidence(bptt={"l0": clipped}), "vanishing in time").level == "unknown"
+    truncated = Evidence(bptt={"l0": history}, config={"trainer": {"tbptt_k2": 5}})
+    assert found(truncated, "vanishing in time").level == "unknown"
+
+
+def test_the_layer_that_keeps_most_decides_whether_the_gradient_vanishes() -> None:
+    two = evidence(line(-0.3))
+    two.measures["l1/lag"] = two.measures["l0/lag"] / 100  # type: ignore[index]
+    assert found(two, "vanishing in time").level == "ok"
+    assert "l1" in found(two, "vanishing in time").evidence
+
+
+@pytest.mark.parametrize(("ratio", "level"), [(9, "ok"), (11, "warning"), (101, "alarm")])
+def test_the_top_layer_is_compared_with_the_lowest(ratio: float, level: str) -> None:
+    measured = {"parameter/rnn.weight_hh_l0/norm": 2.0, "parameter/rnn.weight_hh_l1/norm": 4.0}
+    measured["parameter/rnn.weight_hh_l0/update_norm"] = 2e-3
+    measured["parameter/rnn.weight_hh_l1/update_norm"] = 4e-3 * ratio
+    finding = found(evidence(measured=measured), "lower layers barely learn")
+    assert finding.level == level and finding.value == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("sgd", 0.0), ("sgd", 0.9), ("adamw", 0.0)])
+def test_weights_that_no_gradient_holds_up_are_told_from_those_that_one_does(
+    name: str, momentum: float
+) -> None:
+    weight = torch.full((8,), 1.0, requires_grad=True)
+    optimizers: dict[str, Callable[[], torch.optim.Optimizer]] = {
+        "sgd": lambda: torch.optim.SGD([weight], 0.01, momentum=momentum, weight_decay=0.5),
+        "adamw": lambda: torch.optim.AdamW([weight], 0.01, weight_decay=0.5),
+    }
+    optimizer, norms = optimizers[name](), []
+    for _ in range(201 if momentum == 0 else 26):
+        norms.append(weight.detach().norm().item())
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+    settings = config(optim=name, optim__lr=0.01, optim__weight_decay=0.5)
+    if name == "sgd":
+        settings["optim"]["momentum"] = momentum
+    given_evidence = replace(
+        evidence(
+            steps=range(1, len(norms) + 1),
+            measured={"parameter/rnn.weight_hh_l0/norm": norms},
+            settings=settings,
+        ),
+        metrics={"step": np.array([1, len(norms)]), "lr": np.array([0.01, 0.01])},
+    )
+    finding = found(given_evidence, "weights shrink by decay alone")
+    assert finding.value == pytest.approx(norms[-1] / norms[0])
+    assert finding.level == "warning" and 0.1 < finding.value < 0.5
+    assert "weight decay alone would leave" in finding.evidence
+    # halved as well, but not as decay would
+    other = np.linspace(1, 0.4, len(norms))
+    given_evidence.measures["parameter/rnn.weight_hh_l0/norm"][:] = other  # type: ignore[index]
+    assert found(given_evidence, "weights shrink by decay alone").level == "ok"
+    given_evidence.measures["parameter/rnn.weight_hh_l0/norm"][-1] = 0.05  # type: ignore[index]
+    assert found(given_evidence, "weights shrink by decay alone").alarm
+
+
+def test_noise_is_no_progress_and_a_falling_loss_is_no_stall() -> None:
+    stalls = []
+    for seed in range(100):
+        noise = np.random.default_rng(seed).normal(size=400)
+        stalls.append(found(evidence(loss=0.95 + 0.2 * noise), "stalled").bad)
+        falls = np.linspace(1.0, 0.3, 400) * (1 + 0.1 * noise)
+        assert found(evidence(loss=falls), "stalled").level == "ok"
+    assert sum(stalls) >= 95  # two standard errors are exceeded by chance
+
+
+def test_a_loss_that_has_converged_far_under_chance_does_not_stall() -> None:
+    assert found(evidence(loss=0.1), "stalled").level == "ok"
+    assert found(evidence(loss=[1.0] * 5), "stalled").level == "unknown"
+
+
+@pytest.mark.parametrize(("loss", "level"), [(0.85, "ok"), (0.95, "warning"), (0.99, "alarm")])
+def test_the_loss_is_compared_with_chance(loss: float, level: str) -> None:
+    assert found(evidence(loss=loss), "at chance").level == level
+    assert found(evidence(loss=loss, chance=math.nan), "at chance").level == "unknown"
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(150, 390))
+def test_a_spike_of_the_norm_is_found_where_it_is(seed: int, where: int) -> None:
+    norms = np.random.default_rng(seed).normal(scale=0.1, size=400)
+    assert found(evidence(loss=[1.0] * 400, norms=norms), "jumps").level == "ok"
+    norms[where] = 1.7
+    finding = found(evidence(loss=[1.0] * 400, norms=norms), "jumps")
+    assert finding.level == "warning" and finding.steps == (where + 1,)
+    norms[where] = 3.0
+    assert found(evidence(loss=[1.0] * 400, norms=norms), "jumps").alarm
+
+
+def test_a_spike_in_norms_that_vary_by_as_much_is_no_alarm() -> None:
+    norms = np.random.default_rng(0).normal(size=400)
+    assert norms.max() > np.median(norms) + 2
+    assert not found(evidence(loss=[1.0] * 400, norms=norms), "jumps").alarm
+
+
+def test_steps_out_of_proportion_to_the_weights_are_jumps() -> None:
+    for ratio, level in ((0.001, "ok"), (0.05, "warning"), (0.5, "alarm")):
+        measured = {"parameter/a/norm": 3.0, "parameter/b/norm": 4.0}
+        measured |= {"parameter/a/update_norm": 3.0 * ratio, "parameter/b/update_norm": 4.0 * ratio}
+        finding = found(evidence(measured=measured), "jumps")
+        assert finding.level == level and finding.value == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_found_at_its_step(value: float) -> None:
+    losses = [1.0] * 60 + [value]
+    finding = found(evidence(loss=losses, status="diverged"), "loss not finite")
+    assert finding.alarm and finding.steps == (61,)
+    assert examine(evidence(loss=losses, status="diverged")).verdict == "numerical"
+
+
+def test_a_gradient_of_exactly_0_is_finite() -> None:
+    zero = evidence(loss=1.0, norms=[-math.inf] * 100)
+    assert found(zero, "loss not finite").level == "ok"
+    assert found(zero, "underflow").alarm and len(found(zero, "underflow").steps) == 10
+    assert examine(zero).verdict == "numerical"
+
+
+def test_a_weight_that_is_no_number_is_named_with_its_first_step() -> None:
+    measured = {"parameter/rnn.w/norm": [1.0, math.nan, math.nan], "parameter/b/norm": 1.0}
+    finding = found(evidence(measured=measured), "weights not finite")
+    assert finding.alarm and finding.steps == (50,) and "rnn.w is not finite" in finding.evidence
+    said = evidence(loss=1.0, status="diverged", reason="step 9: parameter rnn.w is not finite")
+    assert found(said, "weights not finite").alarm
+
+
+def test_steps_at_which_nothing_was_measured_are_no_nan_weights() -> None:
+    measured = {"parameter/a/norm": [1.0, math.nan, 1.0], "parameter/b/norm": [1.0, math.nan, 1.0]}
+    assert found(evidence(loss=1.0, measured=measured), "weights not finite").level == "ok"
+
+
+def test_a_gradient_whose_square_float32_cannot_hold_is_an_overflow() -> None:
+    assert found(evidence(loss=1.0, norms=[17.9] * 100), "overflow").level == "ok"
+    assert found(evidence(loss=1.0, norms=[18.1] * 100), "overflow").alarm
+
+
+def test_saturated_and_dead_units_are_those_of_the_worst_layer() -> None:
+    measured = {"l0/saturated": 0.1, "l1/saturated": 0.6, "l0/dead": 0.2, "l1/dead": math.nan}
+    given_evidence = evidence(measured=measured)
+    assert found(given_evidence, "saturation").alarm
+    assert found(given_evidence, "saturation").evidence.startswith("l1: 60 %")
+    assert found(given_evidence, "dead units").level == "warning"
+
+
+def test_gates_that_keep_memory_are_not_shut() -> None:
+    memory = {"l0/gate_high/f": 1.0, "l0/gate_low/f": 0.0, "l0/gate_low/i": 0.99}
+    memory |= {"l0/gate_low/o": 0.1}
+    assert found(evidence(measured=memory), "shut gates").level == "ok"
+    assert found(evidence(measured=memory | {"l0/gate_low/o": 0.97}), "shut gates").alarm
+    forgets = found(evidence(measured=memory | {"l0/gate_low/f": 0.97}), "shut gates")
+    assert forgets.level == "warning"
+    assert found(evidence(measured={"l0/gate_high/z": 1.0}), "shut gates").level == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("rule", "clipped", "level"),
+    [
+        ("norm", 95, "warning"),
+        ("norm", 50, "ok"),
+        ("norm", 0, "warning"),
+        ("autoclip", 95, "unknown"),
+        ("normalize", 100, "unknown"),
+        ("none", 0, "unknown"),
+    ],
+)
+def test_a_fixed_threshold_is_neither_always_nor_never_to_clip(
+    rule: str, clipped: int, level: str
+) -> None:
+    run = evidence(loss=1.0, norms=np.linspace(0, 1, 100), settings=config(clip=rule))
+    run.updates["clip_coef"][:clipped] = 0.5  # type: ignore[index]
+    finding = found(run, "clip regime")
+    assert finding.level == level
+    if level == "warning":
+        (remedy,) = finding.remedies
+        threshold = float(remedy.override.removeprefix("clip.max_norm="))
+        assert np.mean(10 ** run.updates["log10_grad_norm"] > threshold) == pytest.approx(
+            0.1, abs=0.02
+        )
+
+
+def test_what_bptt_clip_clips_is_compared_with_one_in_a_hundred() -> None:
+    symptom = "clipped on the way back"
+    assert found(evidence(loss=1.0, bptt_clip_fraction=0.009), symptom).level == "ok"
+    assert found(evidence(loss=1.0, bptt_clip_fraction=0.02), symptom).level == "warning"
+    assert found(evidence(loss=1.0), symptom).level == "unknown"
+
+
+# ---- thresholds to choose from ----
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=300), st.integers(0, 3))
+def test_a_threshold_clips_the_fraction_that_it_names(norms: list[float], broken: int) -> None:
+    found_thresholds = clip_thresholds(
+        np.array([*norms, *[math.nan, math.inf, -math.inf][:broken]])
+    )
+    values = 10.0 ** np.array(norms)
+    for percentile, threshold, fraction in found_thresholds:
+        assert fraction <= 1 - percentile / 100 + 1 / len(norms)
+        assert (
+            np.mean(values > threshold * (1 + 1e-5))
+            <= fraction
+            <= np.mean(values > threshold * (1 - 1e-5))
+        )
+    assert [t.threshold for t in found_thresholds] == sorted(t.threshold for t in found_thresholds)
+
+
+def test_no_norm_suggests_no_threshold() -> None:
+    assert clip_thresholds(np.array([math.nan, -math.inf])) == []
+    assert pascanu_range(np.empty(0)) is None
+
+
+def test_pascanus_range_is_around_the_mean_norm() -> None:
+    assert pascanu_range(np.log10([1.0, 2.0, 6.0])) == pytest.approx((1.5, 30.0))
+
+
+# ---- the verdict ----
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([-0.5, 0.0, 0.5]),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 1.0),
+    st.sampled_from([{"solved_at": 90}, {}]),
+)
+def test_no_run_that_has_learnt_is_sick(
+    slope: float, saturated: float, ratio: float, summary: dict[str, int]
+) -> None:
+    measured = {
+        "l0/saturated": saturated,
+        "parameter/a/norm": 1.0,
+        "parameter/a/update_norm": ratio,
+    }
+    run = evidence(line(slope), loss=0.2, measured=measured, **summary)
+    assert examine(run).verdict == "healthy"
+    assert examine(run).because == ()
+
+
+def test_a_run_that_has_solved_its_task_and_then_diverged_is_not_healthy() -> None:
+    run = evidence(line(0.0), loss=[*[0.01] * 99, math.nan], status="diverged", solved_at=50)
+    assert examine(run).verdict == "numerical"
+
+
+@pytest.mark.parametrize(
+    ("slope", "measured", "losses", "verdict"),
+    [
+        (-0.2, {}, 1.0, "vanishing"),
+        (-0.04, {}, 1.0, "vanishing"),  # a warning alone, of a run that stands still at chance
+        (0.0, {}, 1.0, "inconclusive"),
+        (0.05, {}, 1.0, "exploding"),
+        (-0.2, {"l0/saturated": 0.9}, 1.0, "saturated"),
+        (0.05, {"l0/saturated": 0.9}, 1.0, "exploding"),
+        (0.05, {}, [1.0] * 99 + [math.nan], "exploding"),
+        (0.0, {}, [1.0] * 99 + [math.nan], "numerical"),
+        (-0.2, {}, [1.0] * 99 + [math.nan], "numerical"),
+    ],
+)
+def test_the_verdict_of_a_run_that_does_not_learn_is_the_first_that_holds(
+    slope: float, measured: dict[str, float], losses: float | list[float], verdict: str
+) -> None:
+    assert examine(evidence(line(slope), loss=losses, measured=measured)).verdict == verdict
+
+
+def test_too_few_lags_for_a_line_and_nothing_else_is_inconclusive() -> None:
+    assert examine(evidence([0.0] * 10, loss=1.0)).verdict == "inconclusive"
+
+
+def test_the_text_says_what_is_wrong_why_and_what_to_type_first() -> None:
+    diagnosis = examine(evidence(line(-0.2), loss=1.0, settings=config(cell="rnn")))
+    lines = diagnosis.text().splitlines()
+    assert lines[0] == "diagnosis: vanishing" and diagnosis.in_trouble
+    assert "10^-19.8 arrives 99 steps before" in lines[1]
+    assert any(entry.strip().startswith("try first: cell=lstm") for entry in lines)
+    assert len(lines) <= 8
+
+
+def test_a_healthy_diagnosis_is_one_line() -> None:
+    assert examine(evidence(line(0.0), loss=0.1)).text() == "diagnosis: healthy"
+
+
+@settings(deadline=None)
+@given(st.sampled_from([math.nan, math.inf, -math.inf, 0.5]), st.floats(-1, 1))
+def test_a_diagnosis_can_be_kept_as_json(loss: float, slope: float) -> None:
+    diagnosis = examine(evidence(line(slope), loss=[1.0] * 50 + [loss]))
+    kept = json.loads(json.dumps(diagnosis.as_dict(), allow_nan=False))
+    assert kept["verdict"] == diagnosis.verdict
+    keys = {"symptom", "level", "value", "threshold", "evidence", "steps", "remedies"}
+    assert [finding["symptom"] for finding in kept["findings"]] == [*DETECTORS]
+    assert all(finding.keys() == keys for finding in kept["findings"])
+
+
+def test_an_unknown_symptom_is_refused_with_the_ones_there_are() -> None:
+    with pytest.raises(KeyError, match="there are vanishing in time, "):
+        examine(Evidence())["banana"]
+
+
+# ---- a model before training ----
+
+
+class Last(nn.Module):
+    """Layers, batch normalisation, dropout, and the last state."""
+
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.norm = nn.BatchNorm1d(6)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        out: Tensor = self.rnn(x)[0]
+        return self.drop(self.norm(scale * out[-1]))
+
+
+def batch(steps: int = 40, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(steps, 4, 3, generator=generator).to(dtype)
+    return x, torch.zeros(4, 6, dtype=dtype)
+
+
+def everything(model: nn.Module, *tensors: Tensor) -> list[bytes]:
+    kept = [*model.parameters(), *model.buffers(), *tensors]
+    kept += [t.grad for t in (*model.parameters(), *tensors) if t.grad is not None]
+    return [t.detach().numpy().tobytes() for t in kept] + [torch.get_rng_state().numpy().tobytes()]
+
+
+@pytest.mark.parametrize("graded", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_diagnosing_a_model_leaves_it_bitwise_as_it_was(graded: bool, training: bool) -> None:
+    model = Last(convert(nn.LSTM(3, 6))).train(training)
+    x, y = batch()
+    x.requires_grad_()
+    if graded:
+        nn.functional.mse_loss(model(x), y).backward()
+    before = everything(model, x, y), [p.grad for p in model.parameters()]
+    torch.manual_seed(1)
+    state = everything(model, x, y)
+    diagnose(model, (x, y), nn.functional.mse_loss)
+    assert everything(model, x, y) == state
+    assert all(a is b.grad for a, b in zip(before[1], model.parameters(), strict=True))
+    assert model.training is training and model.drop.training is training
+
+
+def test_a_loss_that_raises_leaves_the_model_as_it_was() -> None:
+    model = Last(LSTM(3, 6))
+    state = everything(model)
+
+    def refuse(output: Tensor, target: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        diagnose(model, batch(), refuse)
+    assert everything(model) == state
+    assert diagnose(model, batch(), nn.functional.mse_loss).findings
+
+
+def test_a_model_can_be_diagnosed_where_gradients_are_off() -> None:
+    with torch.no_grad():
+        assert diagnose(Last(GRU(3, 6)), batch(), nn.functional.mse_loss).findings
+        assert not torch.is_grad_enabled()
+
+
+def test_a_tuple_of_inputs_is_given_one_by_one() -> None:
+    x, y = batch(100)
+    weak = diagnose(Last(RNN(3, 6)).eval(), ((x, 1e-3), y + 1), nn.functional.mse_loss)
+    strong = diagnose(Last(RNN(3, 6)).eval(), ((x, 1.0), y + 1), nn.functional.mse_loss)
+    assert weak.verdict == strong.verdict == "vanishing"
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_converted_layer_of_torchs_own_vanishes_and_gets_remedies_of_its_kind(
+    kind: Callable[[int, int], nn.RNNBase],
+) -> None:
+    torch.manual_seed(0)
+    x, y = batch(150)
+    diagnosis = diagnose(Last(convert(kind(3, 6))).eval(), (x, y + 1), nn.functional.mse_loss)
+    assert diagnosis.verdict == "vanishing"
+    first = {nn.RNN: "cell=lstm", nn.LSTM: "cell.forget_bias=1", nn.GRU: "cell.update_bias=1"}
+    assert diagnosis.remedies[0].override == first[kind]
+
+
+def test_a_cell_run_by_unroll_is_diagnosed_too() -> None:
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = CELLS.default("orthogonal", hidden_size=6).cell(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = unroll(self.cell, x)[0][-1]
+            return out
+
+    x, y = batch(60)
+    diagnosis = diagnose(Mine(), (x, y + 1), nn.functional.mse_loss)
+    assert diagnosis.verdict == "healthy"
+    assert abs(diagnosis["vanishing in time"].value) < 0.5
+
+
+def test_the_lower_layers_of_a_model_are_compared_by_their_gradients() -> None:
+    torch.manual_seed(0)
+    x, y = batch()
+    deep = RNN(3, 6, num_layers=4, nonlinearity="sigmoid")
+    model = Last(deep).eval()
+    diagnosis = diagnose(model, (x, y + 1), nn.functional.mse_loss)
+    finding = diagnosis["lower layers barely learn"]
+    norms = {}
+    for layer in (0, 3):
+        pair = [deep.get_parameter(f"weight_{kind}_l{layer}") for kind in ("ih", "hh")]
+        nn.functional.mse_loss(model(x), y + 1).backward()
+        gradient = torch.cat([p.grad.flatten() for p in pair]).norm()
+        norms[layer] = gradient / torch.cat([p.detach().flatten() for p in pair]).norm()
+        model.zero_grad()
+    assert finding.value == pytest.approx((norms[3] / norms[0]).item(), rel=1e-5)
+    assert finding.bad and "has a gradient" in finding.evidence
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_whose_loss_is_no_number_is_numerical(value: float) -> None:
+    x, y = batch()
+    diagnosis = diagnose(Last(LSTM(3, 6)), (x, y + value), nn.functional.mse_loss)
+    assert diagnosis.verdict == "numerical"
+    assert diagnosis["loss not finite"].alarm
+
+
+def test_a_model_with_nothing_to_record_is_refused() -> None:
+    with pytest.raises(ValueError, match="convert"):
+        diagnose(nn.LSTM(3, 6), batch(), lambda out, y: out[0].sum())

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ from rnngrad.runs import LayerHistory, Run
 
 Floats = npt.NDArray[np.float64]
 Outcome = Literal["solved", "learnt", "learning", "stuck", "diverged", "unknown"]
-T = TypeVar("T")
 
 AT_CHANCE = 0.1
 """A loss less than this part under chance counts as chance: an evaluation of 1,000 sequences is
@@ -145,7 +144,7 @@ class Evidence:
         """Steps ``[N]`` and ``log10`` of the gradient's norm before clipping, as often as known."""
         if len(self.updates.get("step", ())):
             return self.updates["step"], self.updates["log10_grad_norm"]
-        if len(self.metrics.get("step", ())):
+        if len(self.metrics.get("grad_norm_pre", ())):
             return self.metrics["step"], _log10(self.metrics["grad_norm_pre"])
         squares = [np.square(values) for _, values in self.parameters("grad_norm")]
         if not squares:
@@ -156,9 +155,7 @@ class Evidence:
     def losses(self) -> tuple[npt.NDArray[np.int64], Floats]:
         """Steps and training losses, as often as they are known."""
         source = self.updates if len(self.updates.get("step", ())) else self.metrics
-        if "loss" not in source:
-            return np.empty(0, np.int64), np.empty(0)
-        return source["step"], source["loss"]
+        return source.get("step", np.empty(0, np.int64)), source.get("loss", np.empty(0))
 
     @property
     def chance(self) -> float:
@@ -235,7 +232,7 @@ class Evidence:
             return "solved"
         if self.progress >= LEARNT:
             return "learnt"
-        moves = self.improvement(0.3) >= STALLED or self.everywhere
+        moves = self.improvement(0.5) >= STALLED or self.everywhere
         return "learning" if self.progress >= AT_CHANCE and moves else "stuck"
 
 

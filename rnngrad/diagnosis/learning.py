@@ -38,31 +38,37 @@ def shrinking_weights(evidence: Evidence, setup: Setup) -> Finding:
         return unknown(symptom, SHRUNK[0], "no weights were followed")
     layer = min(left, key=lambda name: left[name])
     value, alone = left[layer], _decay_alone(evidence)
-    matches = alone < 0 < value and abs(math.log(value) - alone) < AS_DECAY * -alone
+    matches = 0 < alone < 1 and value > 0
+    matches = matches and abs(math.log(value / alone)) < AS_DECAY * -math.log(alone)
     level: tuple[Level, float] = ("ok", SHRUNK[0])
     if value <= SHRUNK[1]:
         level = ("alarm", SHRUNK[1])
     elif value <= SHRUNK[0] and matches:
         level = ("warning", SHRUNK[0])
     words = f"of the weights of l{layer} {100 * value:.3g} % are left"
-    if alone < 0:
-        words += f", where weight decay alone would leave {100 * math.exp(alone):.3g} %"
+    if alone < 1:
+        words += f", where weight decay alone would leave {100 * alone:.3g} %"
     steps = evidence.steps[norms[layer] <= level[1] * norms[layer][0]]
     return finding(symptom, value, level, words, steps, against_decay(setup))
 
 
 def _decay_alone(evidence: Evidence) -> float:
-    """``ln Π(1 - ηλ)`` over the measured steps; 0 where decay is not of that form."""
+    """What weight decay leaves of a weight without a gradient; 1 where decay is not of that form.
+
+    ``Π(1 - ηλ)`` over the measured steps; with momentum, what the velocity makes of it.
+    """
     decay = evidence.setting("optim.weight_decay", 0.0) or 0.0
     name = evidence.setting("optim.name")
     logged, rates = evidence.metrics.get("step", ()), evidence.metrics.get("lr", ())
-    if name not in ("sgd", "adamw") or not len(logged) or len(evidence.steps) < 2:
-        return 0.0
+    if not decay or name not in ("sgd", "adamw") or not len(logged) or len(evidence.steps) < 2:
+        return 1.0
+    momentum = evidence.setting("optim.momentum", 0.0) or 0.0
     steps = np.arange(int(evidence.steps[0]), int(evidence.steps[-1]))
-    each = np.interp(steps, logged, np.nan_to_num(rates)) * decay
-    if name == "sgd":  # a velocity of momentum m goes 1 / (1 - m) times as far
-        each = each / (1 - (evidence.setting("optim.momentum", 0.0) or 0.0))
-    return float(np.sum(np.log1p(-np.minimum(each, 1 - 1e-12))))
+    left, velocity = 1.0, 0.0
+    for rate in np.interp(steps, logged, np.nan_to_num(rates)).tolist():
+        velocity = momentum * velocity + decay * left
+        left -= rate * velocity
+    return abs(left)
 
 
 def stalled(evidence: Evidence, setup: Setup) -> Finding:
