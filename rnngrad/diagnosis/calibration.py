@@ -189,7 +189,7 @@ CASES = (
     ),
     # both
     Case(
-        "silent and loud sequences",
+        "every other sequence 100 times too loud",
         "both",
         "task=disturbed task.fault=uneven task.length=60 cell=rnn init.recurrent=orthogonal "
         "init.recurrent_scale=2 optim.lr=1e-4 clip=none trainer.steps=300",

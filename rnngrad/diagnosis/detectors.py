@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from rnngrad.diagnosis import clip_regime, learning, numerics, through_time, units
 from rnngrad.diagnosis.evidence import Evidence
@@ -33,6 +34,14 @@ DETECTORS: Mapping[str, Callable[[Evidence, Setup], Finding]] = {
 
 
 def examine(evidence: Evidence) -> Diagnosis:
-    """What all detectors and the verdict make of the evidence."""
+    """What all detectors and the verdict make of the evidence.
+
+    What is an alarm in a run that does not learn is a warning in one that does.
+    """
     setup = Setup.of(evidence)
-    return verdict(evidence, tuple(detect(evidence, setup) for detect in DETECTORS.values()))
+    findings = tuple(detect(evidence, setup) for detect in DETECTORS.values())
+    if evidence.learns:
+        findings = tuple(
+            replace(finding, level="warning") if finding.alarm else finding for finding in findings
+        )
+    return verdict(evidence, findings)

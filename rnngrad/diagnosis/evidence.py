@@ -235,6 +235,11 @@ class Evidence:
         moves = self.improvement(0.5) >= STALLED or self.everywhere
         return "learning" if self.progress >= AT_CHANCE and moves else "stuck"
 
+    @property
+    def learns(self) -> bool:
+        """Whether something good has come of it so far."""
+        return self.outcome in ("solved", "learnt", "learning")
+
 
 def _read(part: Callable[[], Any]) -> Any:
     """A part of a run, or nothing if the run was cut short before it was whole."""

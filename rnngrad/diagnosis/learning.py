@@ -81,9 +81,8 @@ def stalled(evidence: Evidence, setup: Setup) -> Finding:
     recent, before = evidence.improvement(0.2), evidence.improvement(0.6)
     if math.isnan(recent):
         return unknown(symptom, STALLED, "too few updates to say")
-    learns = evidence.outcome in ("solved", "learnt", "learning")
     level: tuple[Level, float] = ("ok", STALLED)
-    if not learns and recent < STALLED:
+    if not evidence.learns and recent < STALLED:
         level = ("alarm" if before < STALLED else "warning", STALLED)
     value = recent if level[0] == "warning" else before
     words = f"the loss falls by {100 * value:.2g} % of itself over a tenth of the updates"

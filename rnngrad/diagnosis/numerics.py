@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 
 from rnngrad.diagnosis.evidence import Evidence, Floats
 from rnngrad.diagnosis.findings import Finding, Level
-from rnngrad.diagnosis.grading import finding, graded, power, unknown
+from rnngrad.diagnosis.grading import finding, graded, power, shown, unknown
 from rnngrad.diagnosis.learning import update_ratios
 from rnngrad.diagnosis.remedies import Setup, against_exploding, against_nonfinite
 
 JUMP = (1e-2, 1e-1)
-"""A step of this part of the weights: 10 and 100 times the usual 10^-3 (Karpathy, CS231n)."""
+"""An ordinary update, as a part of the weights: 10 and 100 times the usual 10^-3 (Karpathy,
+CS231n)."""
+REPLACED = 1.0
+"""One update as large as the weights are. Not less: Adam's first is the learning rate in every
+entry, which with 0.01 is a tenth of torch.nn's weights, in runs that go on to solve their task."""
 SPIKE = (1.0, 2.0)
 """Decades above the median: 10 times is the upper end of what Pascanu, Mikolov & Bengio (2013)
 would clip at; Huang et al., "SPAM" (2025), report spikes of up to 1,000 times."""
 OUTLIER = (2.5, 6.0)
 """Robust deviations above the median: z* of ZClip (2025), sigma_factor of OLMo-core."""
+WORSE = 1.5
+"""Times chance: a loss that is further off than that has been thrown there."""
 WINDOW = 128
 """Norms that median and deviation are of, as in OLMo-core."""
 
@@ -30,36 +37,66 @@ UNDERFLOW = math.log10(2) * -126
 
 
 def jumps(evidence: Evidence, setup: Setup) -> Finding:
-    """Steps out of proportion: beside the weights, and beside the steps before.
+    """Updates out of proportion to the weights, and norms out of proportion to those before.
 
-    A norm counts as a spike if it is both an outlier and many times the median of the last
-    ``WINDOW``.
+    A norm is a spike if it is both an outlier and many times the median of the last ``WINDOW``. It
+    is an alarm only where it did harm: the run diverged, or is further off than chance.
     """
-    symptom = "jumps"
+    ratios = update_ratios(evidence)
+    worst = max(_ordinary(evidence, ratios), _largest(evidence, ratios), _spike(evidence))
+    remedies = against_exploding(setup)
+    level = (LEVELS[worst.level], worst.threshold)
+    return finding("jumps", worst.value, level, worst.words, worst.steps, remedies)
+
+
+class _Jump(NamedTuple):
+    """What one way of looking finds; the most serious is the largest."""
+
+    level: int
+    value: float
+    threshold: float
+    words: str
+    steps: tuple[int, ...] = ()
+
+
+LEVELS: tuple[Level, ...] = ("unknown", "ok", "warning", "alarm")
+_NOTHING = _Jump(0, math.nan, JUMP[0], "too few updates to say")
+
+
+def _ordinary(evidence: Evidence, ratios: Floats) -> _Jump:
+    if np.isnan(ratios).all():
+        return _NOTHING
+    value = float(np.nanmedian(ratios))
+    level, threshold = graded(value, *JUMP)
+    words = f"an update changes the weights by {100 * value:.2g} % of themselves"
+    steps = shown(evidence.steps[ratios >= threshold])
+    return _Jump(LEVELS.index(level), value, threshold, words, steps)
+
+
+def _largest(evidence: Evidence, ratios: Floats) -> _Jump:
+    if np.isnan(ratios).all() or not np.nanmax(ratios) >= REPLACED:
+        return _NOTHING
+    value = float(np.nanmax(ratios))
+    steps = evidence.steps[ratios >= REPLACED]
+    words = f"the update of step {steps[0]} is {value:.2g} times as large as the weights"
+    return _Jump(3, value, REPLACED, words, shown(steps))
+
+
+def _spike(evidence: Evidence) -> _Jump:
     steps, norms = evidence.log10_grad_norm
     above, deviations = spikes(norms)
-    ratios = update_ratios(evidence)
-    ratio = float(np.nanmedian(ratios)) if not np.isnan(ratios).all() else math.nan
-    known = ~np.isnan(above)
-    outlying = above[known & (deviations >= OUTLIER[0])]
-    spike = float(outlying.max()) if len(outlying) else -math.inf if known.any() else math.nan
-    by_ratio, by_spike = graded(ratio, *JUMP), graded(spike, *SPIKE)
-    if by_spike[0] == "alarm" and not ((above >= SPIKE[1]) & (deviations >= OUTLIER[1])).any():
-        by_spike = ("warning", SPIKE[0])
-    order = ("unknown", "ok", "warning", "alarm")
-    if order.index(by_spike[0]) > order.index(by_ratio[0]):
-        value, level = spike, by_spike
-        where = steps[(above >= by_spike[1]) & (deviations >= OUTLIER[0])]
-    else:
-        value, level = ratio, by_ratio
-        where = evidence.steps[: len(ratios)][ratios >= by_ratio[1]]
-    words = "too few updates to say"
-    if not math.isnan(ratio):
-        words = f"an update changes the weights by {100 * ratio:.2g} %"
-    if by_spike[0] in ("warning", "alarm"):
-        spiked = f"the gradient's norm spikes to {power(spike)} times its running median"
-        words = spiked if math.isnan(ratio) else f"{words}, and {spiked}"
-    return finding(symptom, value, level, words, where, against_exploding(setup))
+    if np.isnan(above).all():
+        return _NOTHING
+    value = float(np.max(above, initial=-math.inf, where=deviations >= OUTLIER[0]))
+    if value < SPIKE[0]:
+        return _Jump(1, -math.inf, SPIKE[0], "no norm is out of proportion to those before")
+    threshold, level = SPIKE[0], 2
+    harmed = evidence.outcome == "diverged" or evidence.progress < 1 - WORSE
+    if harmed and ((above >= SPIKE[1]) & (deviations >= OUTLIER[1])).any():
+        threshold, level = SPIKE[1], 3
+    words = f"the gradient's norm spikes to {power(value)} times its running median"
+    where = steps[(above >= threshold) & (deviations >= OUTLIER[0])]
+    return _Jump(level, value, threshold, words, shown(where))
 
 
 def spikes(norms: Floats) -> tuple[Floats, Floats]:

@@ -18,14 +18,12 @@ from collections.abc import Mapping
 from rnngrad.diagnosis.evidence import Evidence
 from rnngrad.diagnosis.findings import Diagnosis, Finding, Verdict
 
-LEARNS = ("solved", "learnt", "learning")
-
 
 def verdict(evidence: Evidence, findings: tuple[Finding, ...]) -> Diagnosis:
     """The diagnosis that the findings of all detectors make."""
     by_symptom = {finding.symptom: finding for finding in findings}
     outcome = evidence.outcome
-    if outcome in LEARNS:
+    if evidence.learns:
         return Diagnosis("healthy", findings)
     for name, because in (
         ("numerical", _numerical(by_symptom)),
