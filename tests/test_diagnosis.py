@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,18 +24,22 @@ from torch import Tensor, nn
 from rnngrad.cells import CELLS
 from rnngrad.config import experiment
 from rnngrad.diagnosis import (
+    Diagnosis,
     Finding,
     Remedy,
+    calibration,
     clip_thresholds,
     diagnose,
+    diagnose_run,
     pascanu_range,
     remedies,
 )
 from rnngrad.diagnosis.detectors import DETECTORS, examine
 from rnngrad.diagnosis.evidence import Evidence
+from rnngrad.diagnosis.findings import Verdict
 from rnngrad.diagnosis.remedies import Setup
 from rnngrad.nn import GRU, LSTM, RNN, convert, unroll
-from rnngrad.runs import LayerHistory
+from rnngrad.runs import LayerHistory, Run, find_runs
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,16 +144,20 @@ def allowed(settings: Mapping[str, Any]) -> bool:
 SETUPS = [setup for setup in setups() if allowed(setup)]
 
 
-@pytest.mark.parametrize("against", AGAINST)
-def test_every_remedy_is_an_override_that_this_run_can_be_given_and_has_not(against: str) -> None:
-    seen = set()
-    for setup in SETUPS:
-        found: tuple[Remedy, ...] = tuple(AGAINST[against](Setup(setup, 30, 0.25)))
-        assert len({remedy.override for remedy in found}) == len(found)
-        for remedy in found:
-            seen.add(remedy.override)
-            experiment(applied(setup, remedy.override))
-    assert seen
+def test_every_remedy_is_an_override_that_its_run_can_be_given_and_has_not() -> None:
+    becomes: dict[str, dict[str, Any]] = {}
+    for name, against in AGAINST.items():
+        seen = 0
+        for setup in SETUPS:
+            found: tuple[Remedy, ...] = tuple(against(Setup(setup, 30, 0.25)))
+            assert len({remedy.override for remedy in found}) == len(found)
+            for remedy in found:
+                made = applied(setup, remedy.override)
+                becomes[json.dumps(made, sort_keys=True)] = made
+                seen += 1
+        assert seen, name
+    for made in becomes.values():
+        experiment(made)
 
 
 def test_nothing_is_known_of_a_setup_without_a_configuration() -> None:
@@ -733,3 +743,96 @@ def test_a_model_whose_loss_is_no_number_is_numerical(value: float) -> None:
 def test_a_model_with_nothing_to_record_is_refused() -> None:
     with pytest.raises(ValueError, match="convert"):
         diagnose(nn.LSTM(3, 6), batch(), lambda out, y: out[0].sum())
+
+
+# ---- runs cut short ----
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's directory, as the command line leaves it."""
+    folder = tmp_path_factory.mktemp("cut")
+    case = calibration.Case("short", "vanishing", "task.length=25 cell=rnn trainer.steps=60")
+    calibration.train_case(case, [0], folder)
+    (path,) = find_runs(folder)
+    return path
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_run_cut_short_anywhere_still_has_a_diagnosis(
+    trained: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    copy = tmp_path_factory.mktemp("copy") / "run"
+    shutil.copytree(trained, copy)
+    names = sorted(str(p.relative_to(copy)) for p in copy.glob("**/*") if p.is_file())
+    for name in data.draw(st.sets(st.sampled_from(names), min_size=1)):
+        path = copy / name
+        if path.name == "summary.json":  # written whole or not at all; its values may be missing
+            summary = json.loads(path.read_text())
+            kept = data.draw(st.sets(st.sampled_from(sorted(summary))))
+            path.write_text(json.dumps({key: summary[key] for key in kept}))
+            continue
+        content = path.read_bytes()
+        end = data.draw(st.one_of(st.just(-1), st.integers(0, len(content))))
+        if end < 0:
+            path.unlink()
+        else:
+            path.write_bytes(content[:end])
+    diagnosis = diagnose_run(Run(copy))
+    assert [finding.symptom for finding in diagnosis.findings] == [*DETECTORS]
+    json.dumps(diagnosis.as_dict(), allow_nan=False)
+
+
+def test_a_whole_run_knows_what_is_wrong_with_it(trained: Path) -> None:
+    diagnosis = diagnose_run(Run(trained))
+    assert isinstance(diagnosis, Diagnosis)
+    known = {finding.symptom for finding in diagnosis.findings if finding.level != "unknown"}
+    assert known >= {"vanishing in time", "at chance", "jumps", "loss not finite", "underflow"}
+
+
+# ---- the calibration ----
+
+
+def test_the_calibration_is_as_broad_as_it_is_said_to_be() -> None:
+    cases = calibration.CASES
+    healthy = [case for case in cases if case.verdict == "healthy"]
+    assert len(calibration.JUDGING) == 10
+    assert not {*calibration.JUDGING} & {*calibration.TUNING}
+    assert len(healthy) * 10 >= 20
+    assert 2 * sum(case.solves for case in healthy) >= len(healthy)
+    assert {case.verdict for case in cases} == {*get_args(Verdict)}
+    shown = {symptom for case in cases for symptom in case.shows}
+    assert shown <= DETECTORS.keys()
+    assert DETECTORS.keys() - shown == {"clipped on the way back"}
+    assert len({case.name for case in cases}) == len(cases)
+
+
+SHORT = ("GRU, temporal order", "tanh RNN, adding, T = 100", "orthogonal x 1.1, linear")
+
+
+def test_the_calibration_in_its_shortest_form_is_right(tmp_path: Path) -> None:
+    cases = [case for case in calibration.CASES if case.name in SHORT]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "UNTRAINED", calibration.UNTRAINED[:5])
+        judged = calibration.calibrate([0, 1], tmp_path, cases)
+    assert len(judged) == 2 * (len(SHORT) + 5)
+    assert all(found.right for found in judged), calibration.tables(judged, cases)
+
+
+def test_the_page_shows_the_calibration_of_every_case() -> None:
+    page = (ROOT / "docs" / "diagnosis.md").read_text(encoding="utf-8")
+    _, _, rest = page.partition(calibration.START)
+    table = rest.partition(calibration.END)[0]
+    for case in (*calibration.CASES, *calibration.UNTRAINED):
+        assert f"| {case.name} | {case.verdict} | " in table
+    found = re.findall(r"^(\d+) of (\d+) verdicts are right", table, re.M)
+    assert len(found) == 2
+    assert all(int(right) >= 0.95 * int(count) for right, count in found)
+    assert len(re.findall("healthy 0 were called sick", table)) == 2
+
+
+def test_the_page_names_every_symptom() -> None:
+    page = (ROOT / "docs" / "diagnosis.md").read_text(encoding="utf-8")
+    for symptom in DETECTORS:
+        assert f"### {symptom}" in page.lower().replace("### symptom by symptom", ""), symptom

@@ -12,11 +12,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from rnngrad.cells import CELLS
 from rnngrad.diagnosis.before_training import diagnose
+from rnngrad.diagnosis.detectors import DETECTORS
 from rnngrad.diagnosis.findings import Diagnosis, Verdict
 from rnngrad.diagnosis.from_run import diagnose_run
 from rnngrad.init import INITS
@@ -413,3 +415,88 @@ def calibrate(
         trained = [job.result() for job in tqdm(jobs, desc="calibration", disable=None)]
     untrained = [examine_untrained(case, seed) for case in UNTRAINED for seed in seeds]
     return [judged for found in trained for judged in found] + untrained
+
+
+VERDICTS = get_args(Verdict)
+START, END = "<!-- calibration: start -->", "<!-- calibration: end -->"
+"""What ``main`` writes stands between these lines of the page."""
+
+
+def tables(judged: Sequence[Judged], cases: Sequence[Case] = CASES) -> str:
+    """The confusion table, case by case, and what was found of each symptom, in Markdown."""
+    names = {case.name for case in cases}
+    runs = [found for found in judged if found.case in names]
+    untrained = [found for found in judged if found.case not in names]
+    lines = [*_confusion("Runs", runs), *_confusion("Models before training", untrained)]
+    lines += ["### Case by case", "", "| made as | verdict written down | right | else |"]
+    lines += ["|---|---|---|---|", *_by_case(judged), ""]
+    return "\n".join([*lines, *_by_symptom(runs, cases)]) + "\n"
+
+
+def _confusion(title: str, judged: Sequence[Judged]) -> Iterator[str]:
+    right = sum(found.right for found in judged)
+    healthy = [found for found in judged if found.expected == "healthy"]
+    sick = sum(found.diagnosis.in_trouble for found in healthy)
+    yield f"### {title}"
+    yield ""
+    yield f"{right} of {len(judged)} verdicts are right ({100 * right / len(judged):.1f} %); of "
+    yield f"{len(healthy)} that are healthy {sick} were called sick. Rows: what was written down."
+    yield ""
+    yield f"| | {' | '.join(VERDICTS)} |"
+    yield "|---" * (len(VERDICTS) + 1) + "|"
+    for expected in VERDICTS:
+        row = [found.diagnosis.verdict for found in judged if found.expected == expected]
+        if row:
+            counts = (str(row.count(verdict) or "") for verdict in VERDICTS)
+            yield f"| **{expected}** | {' | '.join(counts)} |"
+    yield ""
+
+
+def _by_case(judged: Sequence[Judged]) -> Iterator[str]:
+    for name in dict.fromkeys(found.case for found in judged):
+        found = [one for one in judged if one.case == name]
+        wrong = [f"{one.diagnosis.verdict} (seed {one.seed})" for one in found if not one.right]
+        solved = sum(one.solved for one in found)
+        note = f", {solved} solved" if solved else ""
+        right = f"{len(found) - len(wrong)} of {len(found)}{note}"
+        yield f"| {name} | {found[0].expected} | {right} | {', '.join(wrong)} |"
+
+
+def _by_symptom(runs: Sequence[Judged], cases: Sequence[Case]) -> Iterator[str]:
+    yield "### Symptom by symptom"
+    yield ""
+    yield "A finding is a warning or an alarm."
+    yield ""
+    yield "| symptom | made to show it | found in these | found in healthy runs | alarms there |"
+    yield "|---|---|---|---|---|"
+    healthy = [run.diagnosis for run in runs if run.expected == "healthy"]
+    for symptom in DETECTORS:
+        made = {case.name for case in cases if symptom in case.shows}
+        shown = [run.diagnosis[symptom] for run in runs if run.case in made]
+        others = [
+            run.diagnosis[symptom]
+            for run in runs
+            if run.expected == "healthy" and run.case not in made
+        ]
+        counts = (
+            len(shown),
+            sum(finding.bad for finding in shown),
+            f"{sum(finding.bad for finding in others)} of {len(others)}",
+            sum(diagnosis[symptom].alarm for diagnosis in healthy),
+        )
+        yield f"| {symptom} | {' | '.join(map(str, counts))} |"
+
+
+def main() -> None:
+    """Runs the calibration with ``JUDGING``'s seeds and renews the page given as an argument."""
+    page = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/diagnosis.md")
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    with tempfile.TemporaryDirectory() as folder:
+        written = tables(calibrate(JUDGING, Path(folder)))
+    page.write_text(f"{before}{START}\n{written}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
