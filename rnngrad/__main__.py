@@ -63,7 +63,7 @@ def run_command() -> int:
         return 128 + signal.SIGINT
     except Exception as error:  # a job keeps its own: this is Hydra, refusing the command line
         return _refuse(error, sys.argv[1:])
-    return _conclude([(int(code), Path(path)) for code, path in outcomes])
+    return _conclude([(int(code), Path(path)) for code, path, _ in outcomes], outcomes[0][2])
 
 
 def _arguments() -> None:
@@ -95,6 +95,7 @@ def job(config: DictConfig) -> float:
     """
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
+    sweep = settings.sweep.dir if settings.mode == RunMode.MULTIRUN else ""
     code, objective = FAILED, float("inf")
     try:
         code, objective = _run(config, directory)
@@ -105,7 +106,7 @@ def job(config: DictConfig) -> float:
         reason = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         _say(f"{reason} (traceback in {directory / 'rnngrad.log'})")
     with open(os.environ[OUTCOMES], "a", encoding="utf-8") as ledger:
-        ledger.write(f"{code}\t{directory}\n")
+        ledger.write(f"{code}\t{directory}\t{sweep}\n")
     if code > 128 and settings.mode == RunMode.MULTIRUN:
         raise SystemExit(code)  # who interrupts a run wants the sweep to end
     return objective
@@ -115,6 +116,7 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
     """Exit code and objective of a run whose configuration and directory were checked."""
     from rnngrad.clipping import ClipAudit, Clipper
     from rnngrad.config import experiment, load_plugins
+    from rnngrad.diagnosis import diagnose_run
     from rnngrad.model import build_model
     from rnngrad.tracking import Tracker
     from rnngrad.training import Training
@@ -138,7 +140,7 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
             spec.bptt_clip,
         ).to(general.device)
         named = list(model.named_parameters())
-        tracker = Tracker(directory, chance, spec.task.time_steps, spec.columns)
+        tracker = Tracker(directory, chance, spec.task.time_steps, spec.columns, values)
         with tracker, _noticing_signals() as received:
             result = Training(
                 model,
@@ -164,6 +166,7 @@ def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
                 should_stop=lambda: bool(received),
             ).run()
             tracker.finish(result)
+            tracker.diagnosed(diagnose_run(Run(directory)).as_dict())
     if result.reason:
         _say(f"{_short(directory)} {result.status}: {result.reason}")
     if result.status == "interrupted":
@@ -199,17 +202,34 @@ def _refuse(error: Exception, overrides: list[str]) -> int:
     return BAD_INPUT
 
 
-def _conclude(outcomes: list[tuple[int, Path]]) -> int:
-    """Prints the runs as a table; the exit code of the whole command."""
+def _conclude(outcomes: list[tuple[int, Path]], sweep: str) -> int:
+    """Says how the runs ended; the exit code of the whole command."""
     finished = [Run(path) for _, path in outcomes if (path / SUMMARY).exists()]
     try:
-        print(table(finished) if finished else "", end="\n" if finished else "", flush=True)
+        _tell(finished, sweep)
     except OSError:  # nobody reads, or the disk is full: the runs are as good as they were
         sys.stdout = open(os.devnull, "w")
     codes = [code for code, _ in outcomes]
     if len(codes) == 1:
         return codes[0]
     return max((c if c in (DONE, DIVERGED) else FAILED for c in codes), default=DONE)
+
+
+def _tell(runs: list[Run], sweep: str) -> None:
+    """The runs as a table; what is wrong with a single one; TensorBoard's summary of a sweep."""
+    if not runs:
+        return
+    print(table(runs), flush=True)
+    if sweep:
+        from rnngrad.tracking import summarize
+
+        summarize(sweep, runs)
+    else:
+        from rnngrad.diagnosis import diagnose_run
+
+        diagnosis = diagnose_run(runs[0])
+        if diagnosis.in_trouble:
+            print(diagnosis.text(), flush=True)
 
 
 @contextmanager
