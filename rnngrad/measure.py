@@ -77,6 +77,11 @@ class Dynamics(Measure):
         noise_scale: Gradient noise scale, from the batch and one of a quarter of its size.
         clip_effects: What each clip rule, with its defaults, would make of the share of each time
             step; rules that remember see the measured steps alone. Needs ``contributions``.
+
+    Reference:
+        docs/diagnosis.md says what each is for. The noise scale is that of McCandlish et al.,
+        arXiv:1812.06162, 2018; Lyapunov exponents are measured as by Benettin et al., "Lyapunov
+        characteristic exponents for smooth dynamical systems", Meccanica 1980.
     """
 
     when: Literal["evaluated", "logged"]
