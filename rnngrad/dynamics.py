@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnngrad.bptt import Trajectory
 from rnngrad.replay import Replay, State, replay
@@ -156,6 +156,173 @@ class _WayBack:
         """
         largest = torch.cat(state, -1).abs().amax(-1)
         return largest.amax().expand_as(largest) if self._replay.couples_rows else largest
+
+
+def lyapunov(trajectory: Trajectory, count: int, sequences: int = 4, every: int = 5) -> Tensor:
+    """The leading Lyapunov exponents of the whole state, ``(h, c)``: how fast directions grow.
+
+    Of the product of the Jacobians ``∂s_t/∂s_{t-1}`` between the first and the last state, taken in
+    the order in which an error goes back: an orthonormal frame is pulled back by their transposes
+    and made orthonormal again, and what that takes out is the growth. In float64, without
+    ``bptt_clip``. The first tenth of the steps is left out, where the frame still turns towards the
+    directions it is to measure.
+
+    Args:
+        trajectory: ``LayerRecord.trajectory``.
+        count: How many exponents.
+        sequences: To take the mean over; the first ones, of packed ones those of full length.
+        every: Steps between two orthonormalisations at most; less where directions grow so
+            differently that the slow ones would be lost.
+
+    Returns:
+        ``[count]`` in nats a step, the largest first, float64 on the CPU; ``-inf`` where a
+        direction dies.
+
+    Raises:
+        ValueError: There are fewer directions than that, or fewer than two steps.
+
+    Reference:
+        Benettin, Galgani, Giorgilli & Strelcyn, "Lyapunov characteristic exponents for smooth
+        dynamical systems", Meccanica 1980; Engelken, Wolf & Abbott, "Lyapunov spectra of chaotic
+        recurrent neural networks", Physical Review Research 2023.
+    """
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    with replay(trajectory, sequences, dtype=torch.float64) as again:
+        steps, size = len(again.x), again.size
+        if steps < 2:
+            raise ValueError("Lyapunov exponents take at least 2 time steps, got 1")
+        if not 1 <= count <= size:
+            raise ValueError(f"count must be 1 to {size}, the size of the state, got {count}")
+        kept = steps - -(-steps // 10)  # from here back everything counts
+        ends = [*range(steps, kept, -every), *range(kept, 1, -every), 1]
+        states = again.states(ends[1:])
+        frame = _Frame(again, count, 1 if again.couples_rows else every)
+        for start, stop in zip(ends[1:], ends, strict=False):
+            if stop == kept:
+                frame.growth.zero_()
+            frame.through(start, stop, states[start])
+    mean = frame.growth[: again.asked].mean(0) / (kept - 1)
+    return mean.sort(descending=True).values.cpu()
+
+
+class _Frame:
+    """Orthonormal directions of every sequence's state, pulled back through time.
+
+    Args:
+        again: What they go through.
+        count: How many.
+        longest: Steps at most between two orthonormalisations.
+
+    Attributes:
+        growth: Sum of the logarithms of what they have grown by ``[B, count]``.
+    """
+
+    def __init__(self, again: Replay, count: int, longest: int) -> None:
+        self._replay, self._longest = again, longest
+        batch, device = again.x.shape[1], again.x.device
+        generator = torch.Generator().manual_seed(0)  # no direction is special
+        start = torch.randn(again.size, count, generator=generator, dtype=torch.float64)
+        self._directions = torch.linalg.qr(start)[0].to(device).expand(batch, -1, -1)
+        self.growth = torch.zeros(batch, count, dtype=torch.float64, device=device)
+
+    def through(self, start: int, stop: int, state: State) -> None:
+        """Back from the state before position ``stop`` to ``state``, the one before ``start``."""
+        if stop - start <= self._longest:
+            pulled = self._replay.pull(start, stop, state, self._directions.permute(2, 0, 1))
+            directions, triangle = torch.linalg.qr(pulled.permute(1, 2, 0))
+            grown = triangle.diagonal(dim1=1, dim2=2).abs()
+            least, most = grown.amin(), grown.amax(1, keepdim=True)
+            precise = bool((grown > 1e-6 * most).all() and 1e-200 < least and most.max() < 1e200)
+            if precise or stop - start == 1:
+                self._directions, self.growth = directions, self.growth + grown.log()
+                return
+        middle = (start + stop) // 2
+        self.through(middle, stop, self._replay.forward(start, middle, state))
+        self.through(start, middle, state)
+
+
+def jacobian_norms(trajectory: Trajectory, steps: Sequence[int], sequences: int = 4) -> Tensor:
+    """The largest singular value of one step's Jacobian ``∂s_t/∂s_{t-1}``, ``s = (h, c)``.
+
+    The most that an error can grow in that step. In float64, without ``bptt_clip``.
+
+    Args:
+        trajectory: ``LayerRecord.trajectory``.
+        steps: Time steps ``t``; of a layer that goes from the last step to the first, ``s_{t-1}``
+            is the state after step ``t + 1``.
+        sequences: To take the mean over; the first ones, of packed ones those of full length.
+
+    Returns:
+        One number a step ``[n]``, float64 on the CPU. NaN at the first step of a cell that has
+        been given no state and does not begin with zeros.
+
+    Raises:
+        ValueError: One is no time step.
+    """
+    with replay(trajectory, sequences, dtype=torch.float64) as again:
+        for t in steps:
+            if not 0 <= t < len(again.x):
+                raise ValueError(f"steps must be time steps 0 to {len(again.x) - 1}, got {t}")
+        again.begin()
+        positions = [again.position(t) for t in steps]
+        states, size = again.states(positions), again.size
+        rows = again.x.shape[1]
+        unit = torch.eye(size, dtype=torch.float64, device=again.x.device)
+        units = unit.unsqueeze(1).expand(-1, rows, -1)
+        found = torch.full((len(positions),), math.nan, dtype=torch.float64)
+        for n, position in enumerate(positions):
+            if states[position]:
+                rows_of_j = again.pull(position, position + 1, states[position], units)
+                jacobians = rows_of_j[:, : again.asked].transpose(0, 1)
+                found[n] = torch.linalg.matrix_norm(jacobians, 2).mean()
+    return found
+
+
+class Units(NamedTuple):
+    """What a layer's units did along a trajectory.
+
+    Args:
+        hidden: ``h_t [T, B, P]``, as the layer computes it; NaN beyond a packed sequence's end.
+        gates: Values ``[T, B, H]`` of the sigmoid gates, by name: ``i``, ``f``, ``o`` of an LSTM,
+            ``r``, ``z`` of a GRU.
+    """
+
+    hidden: Tensor
+    gates: dict[str, Tensor]
+
+
+def units(trajectory: Trajectory) -> Units:
+    """Hidden states and gates of all sequences, from one run forward without gradients.
+
+    A cell shows its gates by handing their pre-activations to ``rnngrad.bptt_clip.preactivation``,
+    in the order of the names in its attribute ``gates``.
+    """
+    with replay(trajectory, None) as again:
+        hidden, found = again.gates(gate_names(trajectory.module))
+    return Units(hidden, {name: a.sigmoid() for name, a in found.items() if name in _SIGMOID})
+
+
+_SIGMOID = {"i", "f", "o", "r", "z"}
+
+
+def gate_names(module: Any) -> tuple[str, ...]:
+    """The blocks of rows of a layer's or cell's ``weight_hh``, in order; empty if not known.
+
+    ``i``, ``f``, ``g``, ``o`` of an LSTM, ``r``, ``z``, ``n`` of a GRU, ``h`` of a vanilla RNN; of
+    any other cell its attribute ``gates``.
+    """
+    for kinds, names in _GATES:
+        if isinstance(module, kinds):
+            return names
+    return tuple(getattr(module, "gates", ()))
+
+
+_GATES: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    ((nn.LSTM, nn.LSTMCell), ("i", "f", "g", "o")),
+    ((nn.GRU, nn.GRUCell), ("r", "z", "n")),
+    ((nn.RNN, nn.RNNCell), ("h",)),
+)
 
 
 class Decay(NamedTuple):

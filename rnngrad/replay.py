@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from rnngrad.bptt import Trajectory
+from rnngrad.bptt_clip import RunClip
+from rnngrad.cells import GRUCell, LSTMCell
 from rnngrad.cells.batch_norm import BatchNormOverTime
 from rnngrad.kernels import kernel_for
 from rnngrad.kernels.interface import Incoming, Walk, Wanted, Weights
@@ -86,6 +89,36 @@ class Replay(ABC):
                 what does not come through that ``h``, 0 if it is left out.
         """
 
+    @abstractmethod
+    def pull(self, start: int, stop: int, state: State, adjoints: Tensor) -> Tensor:
+        """Several adjoints at once through the same steps, ``Jᵀ v``, of whole states ``(h, c)``.
+
+        Where rows are coupled, ``J`` is of each sequence by itself, the others held; then the steps
+        must be one.
+
+        Args:
+            start: First position.
+            stop: Position after the last.
+            state: The one before ``start``.
+            adjoints: ``[k, B, n]``; ``h`` first, then ``c``.
+        """
+
+    @abstractmethod
+    def gates(self, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Every ``h_t``, and what goes into each gate's sigmoid: ``[T, B, H]``, by time.
+
+        The latter is empty if the cell does not show as many as there are names.
+        """
+
+    def begin(self) -> None:
+        """Has a cell begin with zeros, if that is what it does by itself."""
+        return
+
+    @property
+    def size(self) -> int:
+        """``n``: numbers in a sequence's state."""
+        return sum(part.shape[-1] for part in self.forward(0, 1, self.initial))
+
     def states(self, positions: Sequence[int]) -> dict[int, State]:
         """The states before some positions."""
         found, state, at = {}, self.initial, 0
@@ -103,14 +136,19 @@ class KernelReplay(Replay):
     ) -> None:
         layer: Any = trajectory.module
         dtype = dtype or trajectory.input.dtype
-        weights: list[Any] = []
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
-            weight = getattr(layer, f"{name}_{trajectory.suffix}", None)
-            weights.append(None if weight is None else weight.detach().to(dtype))
-        self.weights = Weights(*weights)
+        self.weights = _weights(trajectory, dtype)
         x = trajectory.input[:, rows].to(dtype)
+        self._beyond: Tensor | None = None
+        self._times: Tensor | None = None
+        if trajectory.lengths is not None:
+            lengths, steps = (
+                trajectory.lengths[rows].to(x.device),
+                torch.arange(len(x)).to(x.device),
+            )
+            self._beyond = steps.unsqueeze(1) >= lengths
+            self._times = (lengths - 1 - steps.unsqueeze(1)).clamp_min(0).unsqueeze(-1)
         super().__init__(
-            x.flip(0) if trajectory.reverse else x,
+            self._reversed(x) if trajectory.reverse else x,
             tuple(part[rows].to(dtype) for part in trajectory.state),
             trajectory.reverse,
             rows,
@@ -138,13 +176,54 @@ class KernelReplay(Replay):
         before = (back.h_0,) if back.c_0 is None else (back.h_0, back.c_0)
         return Back(recording.hidden_norm, recording.cell_norm, before)
 
+    def pull(self, start: int, stop: int, state: State, adjoints: Tensor) -> Tensor:
+        count = len(adjoints)
+        x = self.x[start:stop].repeat(1, count, 1)
+        h, *c = (part.repeat(count, 1) for part in state)
+        walk, weights = Walk(stop - start), self.weights
+        saved = self._kernel.forward(walk, x, h, c[0] if c else None, weights, keep=True).saved
+        carried = adjoints.flatten(0, 1).split([part.shape[-1] for part in state], -1)
+        arriving = Incoming(None, None, None, *carried)
+        back = self._kernel.backward(walk, x, weights, saved, arriving, _NOTHING)
+        parts = [back.h_0] if back.c_0 is None else [back.h_0, back.c_0]
+        return torch.cat(parts, -1).view_as(adjoints)
+
+    def gates(self, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden = self._forward(0, len(self.x), self.initial, keep=False).output
+        w, before = self.weights, torch.cat([self.initial[0].unsqueeze(0), hidden[:-1]])
+        a = linear(self.x, w.ih, w.b_ih) + linear(before, w.hh, w.b_hh)
+        found = dict(zip(names, a.chunk(len(names), -1), strict=True))
+        found.pop("n", None)  # of a GRU, whose reset gate comes in between
+        return self._by_time(hidden), {name: self._by_time(part) for name, part in found.items()}
+
+    def _by_time(self, values: Tensor) -> Tensor:
+        values = self._reversed(values) if self._reverse else values
+        if self._beyond is not None:
+            values = values.masked_fill(self._beyond.unsqueeze(-1), math.nan)
+        return values
+
+    def _reversed(self, values: Tensor) -> Tensor:
+        """Each sequence from its own end."""
+        if self._times is None:
+            return values.flip(0)
+        return values.take_along_dim(self._times, 0)
+
     def _forward(self, start: int, stop: int, state: State, *, keep: bool) -> Any:
         h, c = state if len(state) == 2 else (state[0], None)
         x = self.x[start:stop]
         return self._kernel.forward(Walk(stop - start), x, h, c, self.weights, keep)
 
 
-_NORMS = Wanted(x=False, ih=False, hh=False, hr=False, norms=True, full=False, weight=False)
+_NOTHING = Wanted(x=False, ih=False, hh=False, hr=False, norms=False, full=False, weight=False)
+_NORMS = _NOTHING._replace(norms=True)
+
+
+def _weights(trajectory: Trajectory, dtype: torch.dtype) -> Weights:
+    weights: list[Any] = []
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
+        weight = getattr(trajectory.module, f"{name}_{trajectory.suffix}", None)
+        weights.append(None if weight is None else weight.detach().to(dtype))
+    return Weights(*weights)
 
 
 class CellReplay(Replay):
@@ -163,12 +242,9 @@ class CellReplay(Replay):
             others = torch.ones(trajectory.input.shape[1], dtype=torch.bool)
             others[rows] = False
             rows = torch.cat([rows, others.nonzero().flatten()])
-        super().__init__(
-            trajectory.input[:, rows].to(dtype),
-            tuple(part[rows].to(dtype) for part in trajectory.state),
-            False,
-            rows,
-        )
+        x = trajectory.input[:, rows]
+        state = tuple(part[rows].to(dtype) for part in trajectory.state)
+        super().__init__(x.to(dtype) if x.is_floating_point() else x, state, False, rows)
         self.asked = asked
 
     def forward(self, start: int, stop: int, state: State) -> State:
@@ -190,19 +266,88 @@ class CellReplay(Replay):
         )
         return Back(hidden, cell[0] if cell else None, tuple(grads[len(wanted) - len(before) :]))
 
+    def pull(self, start: int, stop: int, state: State, adjoints: Tensor) -> Tensor:
+        with torch.enable_grad():
+            before = tuple(part.detach().requires_grad_() for part in state)
+            after = self._run(self.x[start:stop], start, before)[-1]
+            widths = [part.shape[-1] for part in after]
+            pulled = torch.zeros_like(adjoints)
+            # one sequence at a time where the gradient of one goes through the others too
+            alone = [[b] for b in range(self.asked)] if self.couples_rows else [slice(None)]
+            for adjoint, out in zip(adjoints, pulled, strict=True):
+                for rows in alone:
+                    only = torch.zeros_like(adjoint)
+                    only[rows] = adjoint[rows]
+                    grads = _gradients(after, before, only.split(widths, -1), retain=True)
+                    out[rows] = torch.cat(grads, -1)[rows]
+        return pulled
+
+    def begin(self) -> None:
+        if not self.initial:
+            first = self.forward(0, 1, ())
+            zeros = tuple(map(torch.zeros_like, first))
+            if all(map(torch.equal, first, self.forward(0, 1, zeros))):
+                self.initial = zeros
+
+    def gates(self, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        seen = _Preactivations(len(self.x))
+        given: Any = self.initial if len(self.initial) != 1 else self.initial[0]
+        cell, x = _as_equation(self._cell), self.x
+        states = states_over_time(cell, x, given or None, self._start, clip=seen)
+        hidden = torch.stack([h for h, *_ in states])
+        steps = [torch.cat(parts, -1) for parts in seen.found if parts]
+        if len(steps) < len(x) or not names or steps[0].shape[-1] != len(names) * hidden.shape[-1]:
+            return hidden, {}
+        return hidden, dict(zip(names, torch.stack(steps).chunk(len(names), -1), strict=True))
+
     def _run(self, x: Tensor, start: int, state: State) -> list[State]:
         given: Any = state if len(state) == 2 else state[0] if state else None
         return states_over_time(self._cell, x, given, self._start + start)
 
 
-def _gradients(outputs: State, wanted: Sequence[Tensor], adjoint: State) -> list[Tensor]:
+class _Preactivations(RunClip):
+    """Keeps what a cell shows of its pre-activations, and clips nothing."""
+
+    def __init__(self, steps: int) -> None:
+        self.found: list[list[Tensor]] = [[] for _ in range(steps)]
+
+    def enter(self, step: int, state: Any) -> Any:
+        self._step = step
+        return state
+
+    def leave(self, state: Any) -> None:
+        return
+
+    def preactivation(self, a: Tensor, gates: int) -> Tensor:
+        self.found[self._step].append(a)
+        return a
+
+    def close(self, cell: Any) -> None:
+        return
+
+
+def _as_equation(cell: Any) -> Any:
+    """A gated cell of torch.nn's as ours, which shows its pre-activations, with its weights."""
+    ways: tuple[tuple[Any, Any], ...] = ((nn.LSTMCell, LSTMCell), (nn.GRUCell, GRUCell))
+    for torchs, ours in ways:
+        if type(cell).forward is torchs.forward:
+            equation = ours.__new__(ours)
+            equation.__dict__ = cell.__dict__
+            return equation
+    return cell
+
+
+def _gradients(
+    outputs: State, wanted: Sequence[Tensor], adjoint: Sequence[Tensor], *, retain: bool = False
+) -> list[Tensor]:
     """``∂ Σ ⟨adjoint, outputs⟩ / ∂`` each of what is wanted; NaN where autograd does not see it."""
     found = [torch.full_like(tensor, 0 if tensor.requires_grad else math.nan) for tensor in wanted]
     ways = [(o, a) for o, a in zip(outputs, adjoint, strict=False) if o.requires_grad]
     reached = [n for n, tensor in enumerate(wanted) if tensor.requires_grad]
     if ways and reached:
         ends, arriving = zip(*ways, strict=True)
-        grads = torch.autograd.grad(ends, [wanted[n] for n in reached], arriving, allow_unused=True)
+        leaves = [wanted[n] for n in reached]
+        grads = torch.autograd.grad(ends, leaves, arriving, retain_graph=retain, allow_unused=True)
         for n, grad in zip(reached, grads, strict=True):
             if grad is not None:
                 found[n] = grad
@@ -217,13 +362,13 @@ def _takes_batch_statistics(module: nn.Module) -> bool:
 
 @contextmanager
 def replay(
-    trajectory: Trajectory, sequences: int, *, dtype: torch.dtype | None = None
+    trajectory: Trajectory, sequences: int | None, *, dtype: torch.dtype | None = None
 ) -> Iterator[Replay]:
     """The call, of the first sequences; of packed ones, of those that go on to the end.
 
     Args:
         trajectory: Of the call.
-        sequences: How many at most.
+        sequences: How many at most; ``None`` for all, those that end before included.
         dtype: To compute in, with a copy of the layer; by default as the layer does.
 
     Raises:
@@ -235,7 +380,7 @@ def replay(
             "trajectory must be that of a LayerRecord; record with record(model, trajectory=True), "
             f"got {trajectory!r}"
         )
-    if sequences < 1:
+    if sequences is not None and sequences < 1:
         raise ValueError(f"sequences must be at least 1, got {sequences}")
     if trajectory.input._version > trajectory.version:
         raise RuntimeError(
@@ -243,7 +388,7 @@ def replay(
         )
     steps, batch = trajectory.input.shape[:2]
     whole = torch.arange(batch)
-    if trajectory.lengths is not None:
+    if trajectory.lengths is not None and sequences is not None:
         whole = whole[trajectory.lengths == steps]
     kind = KernelReplay if isinstance(trajectory.module, nn.RNNBase) else CellReplay
     module, device = trajectory.module, trajectory.input.device

@@ -18,7 +18,16 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from rnngrad.bptt import LayerRecord, record
 from rnngrad.bptt_clip import BPTT_CLIPS, install
 from rnngrad.cells import CELLS
-from rnngrad.dynamics import decay, horizon, lag_curves, spectrum
+from rnngrad.dynamics import (
+    decay,
+    gate_names,
+    horizon,
+    jacobian_norms,
+    lag_curves,
+    lyapunov,
+    spectrum,
+    units,
+)
 from rnngrad.nn import GRU, LSTM, RNN, unroll
 
 pytestmark = pytest.mark.usefixtures("every_kernel")
@@ -522,3 +531,348 @@ def test_the_spectrum_of_any_matrix_is_numpys() -> None:
 def test_a_weight_that_is_not_square_has_no_spectrum() -> None:
     with pytest.raises(ValueError, match=r"square \[H, H\].*got \[8, 2\]"):
         spectrum(torch.zeros(8, 2))
+
+
+# --- Lyapunov exponents
+
+
+def jacobians(cell: Any, x: Tensor, state: State = ()) -> list[Tensor]:
+    """``∂s_t/∂s_{t-1} [n, n]`` of one sequence ``x [T, I]`` by torch.func, from the second step."""
+    takes_time = getattr(cell, "takes_time", False)
+    states = loop(cell, x.unsqueeze(1), state)
+    found = []
+    for t in range(1, len(x)):
+        before = torch.cat([part.detach()[0] for part in states[t - 1]])
+        widths = [part.shape[-1] for part in states[t - 1]]
+
+        def step(s: Tensor, t: int = t, widths: list[int] = widths) -> Tensor:
+            parts = tuple(part.unsqueeze(0) for part in s.split(widths))
+            given = parts if len(parts) == 2 else parts[0]
+            arguments = (x[t : t + 1], given, t) if takes_time else (x[t : t + 1], given)
+            after = cell(*arguments)
+            return torch.cat([p[0] for p in (after if isinstance(after, tuple) else (after,))])
+
+        found.append(torch.func.jacrev(step)(before))
+    return found
+
+
+def exponents(factors: Sequence[Tensor], count: int, frame: Tensor, dropped: int) -> Tensor:
+    """QR at every step of the product of ``factors``, the first ones of which turn the frame."""
+    growth = torch.zeros(count, dtype=torch.float64)
+    for n, factor in enumerate(factors):
+        frame, triangle = torch.linalg.qr(factor @ frame)
+        if n >= dropped:
+            growth += triangle.diagonal().abs().log()
+    return growth / (len(factors) - dropped)
+
+
+def frame_of(size: int, count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(size, count, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(start)[0]
+
+
+@pytest.mark.parametrize("suffix", ["l0", "l0_reverse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lyapunov_exponents_are_those_of_explicit_jacobians(
+    make: Any, suffix: str, dtype: torch.dtype
+) -> None:
+    """From the same frame, in the same order, with an orthonormalisation at every step."""
+    torch.manual_seed(0)
+    layer = make(3, 5, bidirectional=True, dtype=dtype)
+    kept = recorded(layer, torch.randn(42, 3, 3, dtype=dtype), suffix)
+    layer = copy.deepcopy(layer).double()
+    x = kept.trajectory.input.double()
+    size = 10 if make is LSTM else 5
+    for count in (1, 3, size):
+        each = []
+        for b in range(2):
+            entering = x[:, b].flip(0) if suffix.endswith("_reverse") else x[:, b]
+            back = [j.T for j in jacobians(cell_of(layer, suffix, 3), entering)[::-1]]
+            each.append(exponents(back, count, frame_of(size, count), 41 - 42 * 9 // 10 + 1))
+        found = lyapunov(kept.trajectory, count, sequences=2)
+        assert found.dtype == torch.float64 and found.shape == (count,)
+        expected = torch.stack(each).mean(0).sort(descending=True).values
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_lyapunov_exponents_are_those_of_forward_products_from_any_frame(make: Any) -> None:
+    """The other order of the product, and another start: the same in the limit."""
+    torch.manual_seed(0)
+    layer = make(3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight_hh_l0 *= 2
+    kept = recorded(layer, torch.randn(900, 1, 3, dtype=torch.float64))
+    factors = jacobians(cell_of(layer, "l0", 3), kept.trajectory.input[:, 0])
+    size = 8 if make is LSTM else 4
+    expected = exponents(factors, 3, frame_of(size, 3, seed=1), 90)
+    torch.testing.assert_close(lyapunov(kept.trajectory, 3), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("g", [1e-90, 0.3, 1.0, 1.7])
+def test_all_exponents_of_a_scaled_rotation_are_log_g(g: float) -> None:
+    torch.manual_seed(0)
+    kept = recorded(linear(g), torch.zeros(50, 2, 8, dtype=torch.float64))
+    expected = torch.full((8,), math.log(g), dtype=torch.float64)
+    torch.testing.assert_close(lyapunov(kept.trajectory, 8), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_exponents_that_differ_by_tens_of_nats_are_all_right() -> None:
+    """Plain QR every five steps would lose the small ones to the rounding of the large ones."""
+    torch.manual_seed(0)
+    layer = linear(1.0, size=4)
+    diagonal = torch.tensor([1.5, 0.5, 1e-9, 1e-20], dtype=torch.float64)
+    q = layer.weight_hh_l0.detach().clone()
+    with torch.no_grad():
+        layer.weight_hh_l0.copy_(q @ diagonal.diag() @ q.T)
+    kept = recorded(layer, torch.zeros(60, 2, 4, dtype=torch.float64))
+    found = lyapunov(kept.trajectory, 4)
+    torch.testing.assert_close(found[:2], diagonal[:2].log(), rtol=1e-9, atol=1e-9)
+    # further down, the weight itself has rounded them away, though not what is left of each step
+    assert found[2] < -15 and found[3] < -15
+
+
+def test_a_direction_that_dies_has_exponent_minus_infinity() -> None:
+    layer = linear(0.5, size=3)
+    with torch.no_grad():
+        layer.weight_hh_l0.copy_(torch.diag(torch.tensor([0.5, 0.25, 0.0])))
+    kept = recorded(layer, torch.zeros(300, 2, 3, dtype=torch.float64))
+    found = lyapunov(kept.trajectory, 3)
+    expected = torch.tensor([0.5, 0.25], dtype=torch.float64).log()
+    torch.testing.assert_close(found[:2], expected, rtol=1e-9, atol=1e-9)
+    assert found[2] == -math.inf
+
+
+def blocks(cell: nn.Module, x: Tensor, times: Sequence[int]) -> list[Tensor]:
+    """``∂s_t/∂s_{t-1} [B, n, n]`` of each sequence with the others held, by autograd."""
+    states = loop(cell, x)
+    found = []
+    for t in times:
+        widths = [part.shape[-1] for part in states[t - 1]]
+
+        def step(s: Tensor, t: int = t, widths: list[int] = widths) -> Tensor:
+            parts = s.split(widths, -1)
+            given = parts if len(parts) == 2 else parts[0]
+            time = (t,) if getattr(cell, "takes_time", False) else ()
+            after = cell(x[t], given, *time)
+            return torch.cat(after if isinstance(after, tuple) else (after,), -1)
+
+        before = torch.cat(states[t - 1], -1).detach()
+        whole = torch.autograd.functional.jacobian(step, before)
+        found.append(torch.stack([whole[b, :, b] for b in range(x.shape[1])]))
+    return found
+
+
+def test_lyapunov_exponents_of_any_cell_are_those_of_its_jacobians(cell: nn.Module) -> None:
+    """Of batch normalisation in training, those of each sequence with the others held."""
+    x = torch.randn(12, 3, 4, dtype=torch.float64)
+    reference = copy.deepcopy(cell)
+    kept = unrolled(cell, x)
+    factors = torch.stack(blocks(reference, x, range(11, 0, -1)), 1).mT
+    each = [exponents(of, 3, frame_of(of.shape[-1], 3), 2) for of in factors[:2]]
+    expected = torch.stack(each).mean(0).sort(descending=True).values
+    found = lyapunov(kept.trajectory, 3, sequences=2)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_what_has_no_exponents_is_named(make: Any) -> None:
+    layer = make(3, 4)
+    kept = recorded(layer, torch.randn(5, 2, 3))
+    size = 8 if make is LSTM else 4
+    for count in (0, size + 1):
+        with pytest.raises(ValueError, match=f"count must be 1 to {size}.*got {count}"):
+            lyapunov(kept.trajectory, count)
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        lyapunov(kept.trajectory, 1, every=0)
+    with pytest.raises(ValueError, match="at least 2 time steps"):
+        lyapunov(recorded(layer, torch.randn(1, 2, 3)).trajectory, 1)
+
+
+# --- one step's Jacobian
+
+
+@pytest.mark.parametrize("suffix", ["l0", "l0_reverse"])
+def test_jacobian_norms_are_the_largest_singular_values(make: Any, suffix: str) -> None:
+    torch.manual_seed(0)
+    layer = make(3, 5, bidirectional=True)
+    kept = recorded(layer, torch.randn(9, 3, 3), suffix)
+    layer = copy.deepcopy(layer).double()
+    zeros = torch.zeros(1, 5, dtype=torch.float64)
+    first = (zeros, zeros) if make is LSTM else (zeros,)
+    norms = []
+    for b in range(2):
+        x = kept.trajectory.input[:, b].double()
+        x = x.flip(0) if suffix.endswith("_reverse") else x
+        # one step more at the beginning, so that the first one has a predecessor
+        of = jacobians(_From(cell_of(layer, suffix, 3), first), torch.cat([x[:1], x]))
+        norms.append(torch.stack([torch.linalg.svdvals(j)[0] for j in of]))
+    by_position = torch.stack(norms).mean(0)
+    expected = by_position.flip(0) if suffix.endswith("_reverse") else by_position
+    found = jacobian_norms(kept.trajectory, [0, 3, 8, 3], sequences=2)
+    torch.testing.assert_close(found, expected[[0, 3, 8, 3]], rtol=1e-10, atol=0)
+
+
+class _From(nn.Module):
+    """A cell whose first step only returns a state."""
+
+    def __init__(self, cell: nn.Module, state: State) -> None:
+        super().__init__()
+        self.cell, self.state = cell, state
+
+    def forward(self, x: Tensor, state: Any) -> Any:
+        if state is None:
+            return self.state if len(self.state) == 2 else self.state[0]
+        return self.cell(x, state)
+
+
+def test_jacobian_norms_of_any_cell_are_those_of_autograd(cell: nn.Module) -> None:
+    """In training: of batch normalisation the blocks on the diagonal of the whole batch's."""
+    x = torch.randn(6, 4, 4, dtype=torch.float64)
+    reference = copy.deepcopy(cell)
+    kept = unrolled(cell, x)
+    expected = [torch.linalg.svdvals(of[:3])[:, 0].mean() for of in blocks(reference, x, (2, 5))]
+    found = jacobian_norms(kept.trajectory, [2, 5], sequences=3)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-10, atol=0)
+    first = jacobian_norms(kept.trajectory, [0])
+    assert first.isfinite().all(), "it begins with zeros"
+
+
+def test_the_first_step_of_a_cell_that_learns_its_state_has_no_jacobian() -> None:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.h0 = nn.Parameter(torch.ones(2, 1))
+
+        def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
+            return (self.h0 if h is None else h) / 2
+
+    kept = unrolled(Learned(), torch.zeros(3, 2, 1))
+    found = jacobian_norms(kept.trajectory, [0, 1])
+    assert found[0].isnan() and found[1] == 0.5
+
+
+def test_a_step_that_is_none_has_no_jacobian(make: Any) -> None:
+    kept = recorded(make(3, 4), torch.randn(5, 2, 3))
+    for t in (5, -1):
+        with pytest.raises(ValueError, match=f"0 to 4, got {t}"):
+            jacobian_norms(kept.trajectory, [t])
+
+
+# --- units and gates
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("projected", [False, True])
+def test_units_are_those_of_the_loop(make: Any, packed: bool, projected: bool) -> None:
+    if projected and make is not LSTM:
+        pytest.skip("has no proj_size")
+    torch.manual_seed(0)
+    size = {"proj_size": 2} if projected else {}
+    layer = make(3, 5, 2, bidirectional=True, dtype=torch.float64, **size)
+    x, lengths = torch.randn(7, 4, 3, dtype=torch.float64), [2, 7, 4, 7] if packed else [7] * 4
+    given = pack_padded_sequence(x, lengths, enforce_sorted=False) if packed else x
+    for suffix in ("l0", "l0_reverse", "l1", "l1_reverse"):
+        kept = recorded(layer, given, suffix)
+        found = units(kept.trajectory)
+        hidden = {"lstm": "ifo", "gru": "rz", "rnn": ""}[make.__name__.lower()]
+        assert "".join(found.gates) == hidden
+        for b, length in enumerate(lengths):
+            rows = gates_by_hand(layer, suffix, kept.trajectory.input[:length, b : b + 1])
+            for name, values in {"hidden": found.hidden, **found.gates}.items():
+                torch.testing.assert_close(values[:length, b], rows[name], rtol=1e-10, atol=1e-12)
+                assert values[length:, b].isnan().all()
+
+
+def gates_by_hand(layer: Any, suffix: str, x: Tensor) -> dict[str, Tensor]:
+    """States and gates of one sequence, by torch.nn's documentation."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = (
+        getattr(layer, f"{name}_{suffix}", None)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    )
+    h = x.new_zeros(1, w_hh.shape[1])
+    c = x.new_zeros(1, layer.hidden_size)
+    rows: dict[str, list[Tensor]] = {"hidden": []}
+    times = range(len(x))
+    for t in reversed(times) if suffix.endswith("_reverse") else times:
+        a_x, a_h = x[t] @ w_ih.T + b_ih, h @ w_hh.T + b_hh
+        gates: dict[str, Tensor] = {}
+        if layer.mode == "LSTM":
+            i, f, g, o = (a_x + a_h).chunk(4, -1)
+            gates = {"i": i.sigmoid(), "f": f.sigmoid(), "o": o.sigmoid()}
+            c = gates["f"] * c + gates["i"] * g.tanh()
+            h = gates["o"] * c.tanh()
+            h = h if w_hr is None else h @ w_hr.T
+        elif layer.mode == "GRU":
+            (r_x, z_x, n_x), (r_h, z_h, n_h) = a_x.chunk(3, -1), a_h.chunk(3, -1)
+            gates = {"r": (r_x + r_h).sigmoid(), "z": (z_x + z_h).sigmoid()}
+            h = (1 - gates["z"]) * (n_x + gates["r"] * n_h).tanh() + gates["z"] * h
+        else:
+            h = (a_x + a_h).tanh()
+        for name, value in {"hidden": h, **gates}.items():
+            rows.setdefault(name, []).append(value[0].detach())
+    backwards = suffix.endswith("_reverse")
+    return {n: torch.stack(values[::-1] if backwards else values) for n, values in rows.items()}
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("torchs", [False, True])
+def test_units_of_a_cell_are_those_of_its_layer(name: str, torchs: bool) -> None:
+    torch.manual_seed(0)
+    part = CELLS.default(name, hidden_size=5)
+    layer = part.layers(3).double()
+    cell: Any = part.cell(3).double()
+    if torchs:
+        cell = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}[name](3, 5).double()
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in layer.state_dict().items()})
+    x = torch.randn(7, 4, 3, dtype=torch.float64)
+    ours, theirs = units(unrolled(cell, x).trajectory), units(recorded(layer, x).trajectory)
+    assert list(ours.gates) == list(theirs.gates)
+    close(ours.hidden, theirs.hidden)
+    for gate, values in ours.gates.items():
+        close(values, theirs.gates[gate])
+
+
+def test_units_of_any_cell_are_what_it_computes(cell: nn.Module) -> None:
+    x = torch.randn(6, 4, 4, dtype=torch.float64)
+    reference = copy.deepcopy(cell)
+    found = units(unrolled(cell, x).trajectory)
+    close(found.hidden, torch.stack([h for h, *_ in loop(reference, x)]).detach())
+    assert list(found.gates) == [n for n in gate_names(cell) if n in ("i", "f", "o", "r", "z")]
+    for values in found.gates.values():
+        assert values.shape == (6, 4, 6) and ((values > 0) & (values < 1)).all()
+    if "f" in found.gates:  # c_t = f c_{t-1} + i g: where i is not 0, |c_t - f c_{t-1}| < i
+        c = torch.stack([c for _, c in loop(reference, x)])
+        left = (c[1:] - found.gates["f"][1:] * c[:-1]).abs()
+        assert (left <= found.gates["i"][1:] + 1e-12).all()
+
+
+def test_a_cell_without_names_for_its_gates_has_none() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3 + 4, 4)
+
+        def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
+            h = x.new_zeros(len(x), 4) if h is None else h
+            return self.inner(torch.cat([x, h], -1)).tanh()
+
+    class Named(Plain):
+        gates = ("i", "o")
+
+    for made in (Plain(), Named()):  # the second shows none of what it names
+        found = units(unrolled(made, torch.randn(5, 2, 3)).trajectory)
+        assert found.gates == {} and found.hidden.shape == (5, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (nn.LSTM(2, 3), "ifgo"),
+        (GRU(2, 3), "rzn"),
+        (nn.GRUCell(2, 3), "rzn"),
+        (RNN(2, 3), "h"),
+        (nn.Linear(2, 3), ""),
+    ],
+)
+def test_gates_are_named_in_the_order_of_their_rows(module: nn.Module, names: str) -> None:
+    assert "".join(gate_names(module)) == names

@@ -25,6 +25,8 @@ class GRUCell(torch.nn.GRUCell):
         Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014.
     """
 
+    gates = ("r", "z", "n")
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         h = input.new_zeros(*input.shape[:-1], self.hidden_size) if hx is None else hx
         sizes = [2 * self.hidden_size, self.hidden_size]

@@ -33,6 +33,7 @@ class IndRNNCell(CellModule):
     """
 
     takes_time = True
+    gates = ("h",)
 
     def __init__(
         self,

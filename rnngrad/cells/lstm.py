@@ -25,6 +25,8 @@ class LSTMCell(torch.nn.LSTMCell):
         is Gers, Schmidhuber & Cummins, "Learning to forget", Neural Computation 2000.
     """
 
+    gates = ("i", "f", "g", "o")
+
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -45,6 +47,8 @@ class NoForgetGateLSTMCell(torch.nn.RNNCellBase):
         in place of their scaled sigmoids; NFG in Greff et al., "LSTM: a search space odyssey",
         IEEE TNNLS 2017.
     """
+
+    gates = ("i", "g", "o")
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size, bias=True, num_chunks=3)

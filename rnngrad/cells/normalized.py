@@ -24,6 +24,7 @@ class NormalizedRNNCell(CellModule):
     """
 
     takes_time = True
+    gates = ("h",)
 
     def __init__(
         self, input_size: int, hidden_size: int, normalization: Normalization, nonlinearity: str
@@ -54,6 +55,7 @@ class NormalizedLSTMCell(CellModule):
     """
 
     takes_time = True
+    gates = ("i", "f", "g", "o")
 
     def __init__(self, input_size: int, hidden_size: int, normalization: Normalization) -> None:
         super().__init__(input_size, hidden_size, gates=4)

@@ -35,6 +35,8 @@ class OrthogonalRNNCell(CellModule):
         Szlam & LeCun, "Recurrent orthogonal networks and long-memory tasks", ICML 2016.
     """
 
+    gates = ("h",)
+
     def __init__(
         self,
         input_size: int,

@@ -25,6 +25,8 @@ class RNNCell(torch.nn.RNNCell):
         Elman, "Finding structure in time", Cognitive Science 1990.
     """
 
+    gates = ("h",)
+
     def __init__(
         self,
         input_size: int,
