@@ -18,17 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rnngrad import dynamics
 from rnngrad.bptt import LayerRecord, Trajectory
 from rnngrad.cells.base import Unrolled
 from rnngrad.clipping import CLIPS, Clip, Gradient
 from rnngrad.clipping.clipper import apply
 from rnngrad.clipping.norms import total_norm
-from rnngrad.dynamics import lag_curves, spectrum
+from rnngrad.dynamics import (
+    gate_names,
+    jacobian_norms,
+    lag_curves,
+    lyapunov,
+    spectrum,
+    units,
+)
 from rnngrad.model import SequenceModel, layer_key
 from rnngrad.norms import log10_rms, norms
 from rnngrad.parts import InputError, Interval, Part, Registry
-from rnngrad.replay import _statistics_kept as statistics_kept
+from rnngrad.replay import statistics_kept
 from rnngrad.runs import Floats
 
 Quantities = dict[str, float | Floats]
@@ -218,22 +224,18 @@ class Observation:
         if layer.weight_norm is not None and layer.attribution is not None:
             into[f"{key}/weight_norm"] = self._padded(layer.weight_norm.log10())
             into[f"{key}/attribution"] = self._padded(layer.attribution)
-        if chosen.gates and layer.contribution is not None:
-            names = gate_names(trajectory.module)
+        names = gate_names(trajectory.module)
+        if chosen.gates and names and layer.contribution is not None:
             blocks = layer.contribution.norms(len(names)).log10()
             for gate, values in zip(names, blocks.unbind(1), strict=True):
                 into[f"{key}/gate_norm/{gate}"] = self._padded(values)
-        if chosen.units and hasattr(dynamics, "units"):
+        if chosen.units:
             into |= _units(key, trajectory)
-        if chosen.lyapunov_exponents and hasattr(dynamics, "lyapunov"):
-            into[f"{key}/lyapunov"] = dynamics.lyapunov(
-                trajectory, chosen.lyapunov_exponents
-            ).numpy()
-        if chosen.jacobians and hasattr(dynamics, "jacobian_norms"):
+        if chosen.lyapunov_exponents:
+            into[f"{key}/lyapunov"] = lyapunov(trajectory, chosen.lyapunov_exponents).numpy()
+        if chosen.jacobians:
             steps = np.linspace(0, len(trajectory.input) - 1, chosen.jacobians).round().astype(int)
-            into[f"{key}/jacobian_norm"] = dynamics.jacobian_norms(
-                trajectory, steps.tolist()
-            ).numpy()
+            into[f"{key}/jacobian_norm"] = jacobian_norms(trajectory, steps.tolist()).numpy()
 
     def _measure_rules(self, layer: LayerRecord) -> None:
         """What each rule makes of each time step's share in the last layer's ``∂L/∂W_hh``."""
@@ -292,6 +294,8 @@ def _spectra(model: SequenceModel) -> Quantities:
         matrix = weight.detach()
         blocks = matrix.split(matrix.shape[-1]) if matrix.dim() == 2 else [matrix.diag()]
         names = gate_names(layer)
+        if len(names) != len(blocks):  # a cell that does not name them
+            names = tuple(map(str, range(len(blocks))))
         for gate, block in zip(names, blocks, strict=True):
             end = f"/{gate}" if len(names) > 1 else ""
             measured = spectrum(block)
@@ -302,9 +306,10 @@ def _spectra(model: SequenceModel) -> Quantities:
 
 
 def _units(key: str, trajectory: Trajectory) -> Quantities:
-    values = dynamics.units(trajectory)
+    values = units(trajectory)
     hidden, found = values.hidden, {f"{key}/saturated": math.nan, f"{key}/dead": math.nan}
-    kind = getattr(trajectory.module, "nonlinearity", "tanh")  # of an LSTM or GRU
+    gated = len(gate_names(trajectory.module)) > 1  # an LSTM's or GRU's h ends in a tanh
+    kind = getattr(trajectory.module, "nonlinearity", "tanh" if gated else None)
     if kind == "tanh":
         found[f"{key}/saturated"] = (hidden.abs() > SATURATED).double().mean().item()
     elif kind == "sigmoid":
@@ -366,11 +371,3 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Statistics, as batch norm's, and random streams are afterwards as they were."""
     with torch.random.fork_rng(devices=[]), statistics_kept(model):
         yield
-
-
-def gate_names(layer: Any) -> tuple[str, ...]:
-    return {1: ("h",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}[
-        getattr(layer, "weight_hh_l0", None) is not None
-        and len(layer.weight_hh_l0) // layer.hidden_size
-        or len(layer.weight_hh) // layer.hidden_size
-    ]

@@ -393,13 +393,13 @@ def replay(
     kind = KernelReplay if isinstance(trajectory.module, nn.RNNBase) else CellReplay
     module, device = trajectory.module, trajectory.input.device
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _statistics_kept(module), torch.no_grad():
+    with torch.random.fork_rng(devices), statistics_kept(module), torch.no_grad():
         with parametrize.cached():  # a parametrised weight is computed once, not at every step
             yield kind(trajectory, whole[:sequences], dtype)
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
+def statistics_kept(module: nn.Module) -> Iterator[None]:
     """Has the module write its statistics elsewhere: a graph may still need its own as they are."""
     originals = [(part, dict(part._buffers)) for part in module.modules()]
     extra = [

@@ -45,6 +45,7 @@ class IndRNNCell(CellModule):
         super().__init__(input_size, hidden_size)
         self.max_abs = max_abs
         self.weight_hh = nn.Parameter(torch.empty(hidden_size))
+        self.nonlinearity = nonlinearity
         self.phi = NONLINEARITIES[nonlinearity](hidden_size)
         self.reset_parameters()
 

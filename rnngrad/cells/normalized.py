@@ -32,6 +32,7 @@ class NormalizedRNNCell(CellModule):
         super().__init__(input_size, hidden_size)
         self.weight_hh = nn.Parameter(torch.empty(hidden_size, hidden_size))
         self.norm = normalization(hidden_size, False)
+        self.nonlinearity = nonlinearity
         self.phi = NONLINEARITIES[nonlinearity](hidden_size)
         self.reset_parameters()
 

@@ -46,6 +46,7 @@ class OrthogonalRNNCell(CellModule):
     ) -> None:
         super().__init__(input_size, hidden_size, bias=nonlinearity != "modrelu")
         self.weight_hh = nn.Parameter(torch.eye(hidden_size))
+        self.nonlinearity = nonlinearity
         self.phi = NONLINEARITIES[nonlinearity](hidden_size)
         orthogonal(self, "weight_hh", orthogonal_map)
         type(
