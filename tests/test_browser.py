@@ -156,34 +156,35 @@ def test_every_tab_shows_a_sweep(tab: str, browser: Any, sweep: str, tmp_path: P
 LARGE_TABS = {
     "timeseries": ("/eval_loss_median", "/eval_loss_over_chance", "_summary/cell=gru"),
     "hparams": ("cell.name", "optim.lr", "0.010000", "gru"),
-    "scalars": ("_summary/eval_loss_median", "grad_norm", "adding_rnn_norm_s0"),
-    "custom_scalars": ("Over seeds: median and quartiles", "Gradient"),
-    "images": ("_summary", "bptt_hidden_pre_clip"),
-    "histograms": ("bptt_hidden_pre_clip", "adding_rnn_norm_s0"),
-    "text": ("_summary", "diagnosis"),
+    "scalars": ("_summary/eval_loss_median", "_summary/cell=rnn,optim.lr=0.01", "grad_norm"),
+    "custom_scalars": ("Over seeds: median and quartiles", "Matches (30)", "Gradient"),
+    "images": ("_summary/eval_loss_over_chance", "_summary/first_over_last"),
+    "histograms": ("bptt_hidden_pre_clip/l0_over_t_log10_plus_12", "adding_lstm_norm_s0"),
+    "text": ("300 runs of 30 settings", "cell.name=lstm", "optim.lr=0.0001"),
 }
+FILTERS = {"timeseries": "", "hparams": "", "histograms": "&regexInput=lstm_norm_s0"}
+"""Of runs: with more than 40 the other tabs tick none until they are fewer."""
 
 
 @pytest.mark.parametrize("tab", LARGE_TABS)
 def test_a_sweep_of_300_runs_opens_usefully(
     tab: str, browser: Any, large_sweep: str, tmp_path: Path
 ) -> None:
-    look(browser, f"{large_sweep}#{tab}", LARGE_TABS[tab], f"large_{tab}", tmp_path)
-    if tab == "timeseries":  # the first page: its charts and its picture are there, not blank
+    address = f"{large_sweep}#{tab}{FILTERS.get(tab, '&regexInput=_summary')}"
+    look(browser, address, LARGE_TABS[tab], f"large_{tab}", tmp_path)
+    if tab in ("timeseries", "images"):  # the first page is not blank, nor are its pictures
         assert 640 <= max(browser.execute_script(IMAGES))
 
 
 SUMMARY_TABS = {
     "timeseries": ("/eval_loss_median", "cell=gru,optim.lr=0.0001"),
-    "scalars": ("eval_loss_median", "first_over_last_log10_median", "cell=rnn,optim.lr=0.01"),
+    "custom_scalars": ("Over seeds: median and quartiles", "Matches (30)"),
     "images": ("eval_loss_over_chance", "first_over_last"),
-    "custom_scalars": ("Over seeds: median and quartiles", "evaluation loss"),
-    "text": ("300 runs of 30 settings", "cell.name=lstm", "optim.lr=0.0001"),
 }
 
 
 @pytest.mark.parametrize("tab", SUMMARY_TABS)
-def test_its_summary_has_everything_on_every_tab(
+def test_its_summary_opens_by_itself(
     tab: str, browser: Any, large_summary: str, tmp_path: Path
 ) -> None:
     name = f"large_summary_{tab}"

@@ -67,7 +67,7 @@ class Board:
         self._chance_loss = chance_loss
         self._settings = settings
         self._noise = NoiseScale()
-        self._writer = FileWriter(str(directory))
+        self._writer = FileWriter(str(directory), flush_secs=5)
         self._writer.add_summary(custom_scalars(LAYOUT))
         if settings is not None:
             self._writer.add_summary(session_start(settings))

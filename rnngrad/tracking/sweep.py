@@ -1,7 +1,8 @@
 """A sweep at a glance: ``_summary`` beside its runs, on which TensorBoard opens usefully.
 
-TensorBoard shows nothing at first where there are more than 40 runs. ``tensorboard --logdir
-DIR/_summary`` shows a curve a setting instead, its median over seeds.
+It has a curve a setting, its median over seeds. TensorBoard's first page shows it above the runs;
+the other tabs tick no run by themselves where there are more than 40, until ``_summary`` is typed
+into their filter of runs. ``tensorboard --logdir DIR/_summary`` shows it alone.
 """
 
 from __future__ import annotations
