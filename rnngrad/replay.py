@@ -141,12 +141,10 @@ class KernelReplay(Replay):
         self._beyond: Tensor | None = None
         self._times: Tensor | None = None
         if trajectory.lengths is not None:
-            lengths, steps = (
-                trajectory.lengths[rows].to(x.device),
-                torch.arange(len(x)).to(x.device),
-            )
-            self._beyond = steps.unsqueeze(1) >= lengths
-            self._times = (lengths - 1 - steps.unsqueeze(1)).clamp_min(0).unsqueeze(-1)
+            lengths = trajectory.lengths[rows].to(x.device)
+            steps = torch.arange(len(x), device=x.device).unsqueeze(1)
+            self._beyond = steps >= lengths
+            self._times = (lengths - 1 - steps).clamp_min(0).unsqueeze(-1)
         super().__init__(
             self._reversed(x) if trajectory.reverse else x,
             tuple(part[rows].to(dtype) for part in trajectory.state),
@@ -291,18 +289,21 @@ class CellReplay(Replay):
 
     def gates(self, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         seen = _Preactivations(len(self.x))
-        given: Any = self.initial if len(self.initial) != 1 else self.initial[0]
-        cell, x = _as_equation(self._cell), self.x
-        states = states_over_time(cell, x, given or None, self._start, clip=seen)
+        cell, given = _as_equation(self._cell), _given(self.initial)
+        states = states_over_time(cell, self.x, given, self._start, clip=seen)
         hidden = torch.stack([h for h, *_ in states])
         steps = [torch.cat(parts, -1) for parts in seen.found if parts]
-        if len(steps) < len(x) or not names or steps[0].shape[-1] != len(names) * hidden.shape[-1]:
+        if len(steps) < len(hidden) or steps[0].shape[-1] != len(names) * hidden.shape[-1]:
             return hidden, {}
         return hidden, dict(zip(names, torch.stack(steps).chunk(len(names), -1), strict=True))
 
     def _run(self, x: Tensor, start: int, state: State) -> list[State]:
-        given: Any = state if len(state) == 2 else state[0] if state else None
-        return states_over_time(self._cell, x, given, self._start + start)
+        return states_over_time(self._cell, x, _given(state), self._start + start)
+
+
+def _given(state: State) -> Any:
+    """A state as a cell is given it."""
+    return state if len(state) == 2 else state[0] if state else None
 
 
 class _Preactivations(RunClip):

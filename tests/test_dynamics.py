@@ -30,7 +30,7 @@ from rnngrad.dynamics import (
 )
 from rnngrad.nn import GRU, LSTM, RNN, unroll
 
-pytestmark = pytest.mark.usefixtures("every_kernel")
+over_kernels = pytest.mark.usefixtures("every_kernel")
 
 LAYERS: dict[str, Any] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 TORCH_CELLS: dict[type, Any] = {RNN: nn.RNNCell, LSTM: nn.LSTMCell, GRU: nn.GRUCell}
@@ -40,7 +40,7 @@ State = tuple[Tensor, ...]
 
 
 @pytest.fixture(params=LAYERS)
-def make(request: pytest.FixtureRequest) -> Any:
+def make(request: pytest.FixtureRequest, every_kernel: str) -> Any:
     return LAYERS[request.param]
 
 
@@ -141,6 +141,7 @@ def test_lag_curves_of_any_layer_are_autograds(make: Any, suffix: str) -> None:
             assert column[position + 1 :].isnan().all()
 
 
+@over_kernels
 def test_lag_curves_of_a_projected_layer_are_those_of_its_loop() -> None:
     torch.manual_seed(0)
     layer = LSTM(3, 6, proj_size=2, dtype=torch.float64)
@@ -255,6 +256,7 @@ def test_batch_first_changes_no_curve(make: Any) -> None:
 # --- far beyond the range of numbers
 
 
+@over_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("g", [1e-7, 0.01, 0.9, 1.0, 1.3, 1e7])
 def test_a_linear_recurrence_has_a_curve_of_slope_log10_g(g: float, dtype: torch.dtype) -> None:
@@ -273,6 +275,7 @@ def test_a_linear_recurrence_has_a_curve_of_slope_log10_g(g: float, dtype: torch
     assert line.r2 > 1 - 1e-6 or g == 1
 
 
+@over_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_default_rnn_at_2000_steps_is_straight_down_past_1e_400(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -286,6 +289,7 @@ def test_a_default_rnn_at_2000_steps_is_straight_down_past_1e_400(dtype: torch.d
     assert (curve - line.slope * lag).abs().max() < 5, "no cliff anywhere"
 
 
+@over_kernels
 @pytest.mark.parametrize("unrolls", [False, True])
 def test_fast_decay_in_float32_is_that_of_float64(unrolls: bool) -> None:
     """Two decades a step: float32 would be 0 after 22 steps."""
@@ -305,6 +309,7 @@ def test_fast_decay_in_float32_is_that_of_float64(unrolls: bool) -> None:
     torch.testing.assert_close(*curves, rtol=1e-5, atol=1e-4)
 
 
+@over_kernels
 def test_an_error_that_dies_is_an_exact_0_from_there_on() -> None:
     """A relu that is off at one step lets nothing through; the other sequence goes on."""
     layer = RNN(1, 1, nonlinearity="relu", bias=False)
@@ -322,6 +327,7 @@ def test_an_error_that_dies_is_an_exact_0_from_there_on() -> None:
     assert decay(curve[:, 0]) == decay(curve[:50, 0])._replace(floor_reached=True)
 
 
+@over_kernels
 def test_an_error_of_0_and_one_that_is_not_finite_have_no_curve_and_harm_no_other() -> None:
     torch.manual_seed(0)
     layer = LSTM(2, 3)
@@ -374,6 +380,7 @@ def test_a_layers_curves_leave_no_gradient_and_no_record(make: Any) -> None:
     assert len(tape.calls("l0")) == 1
 
 
+@over_kernels
 @pytest.mark.parametrize("unrolls", [False, True])
 @pytest.mark.parametrize("site", ["preact", "state", "carry"])
 def test_curves_are_of_the_error_before_bptt_clip(unrolls: bool, site: str) -> None:
@@ -609,6 +616,7 @@ def test_lyapunov_exponents_are_those_of_forward_products_from_any_frame(make: A
     torch.testing.assert_close(lyapunov(kept.trajectory, 3), expected, rtol=0, atol=0.02)
 
 
+@over_kernels
 @pytest.mark.parametrize("g", [1e-90, 0.3, 1.0, 1.7])
 def test_all_exponents_of_a_scaled_rotation_are_log_g(g: float) -> None:
     torch.manual_seed(0)
@@ -844,6 +852,35 @@ def test_units_of_any_cell_are_what_it_computes(cell: nn.Module) -> None:
         c = torch.stack([c for _, c in loop(reference, x)])
         left = (c[1:] - found.gates["f"][1:] * c[:-1]).abs()
         assert (left <= found.gates["i"][1:] + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_units_of_a_cell_go_on_from_the_state_it_was_given(name: str) -> None:
+    torch.manual_seed(0)
+    cell = CELLS.default(name, hidden_size=5).cell(3)
+    x = torch.randn(8, 2, 3)
+    whole = units(unrolled(cell, x).trajectory)
+    _, state = unroll(cell, x[:3])
+    with record(cell, trajectory=True) as tape:
+        unroll(cell, x[3:], state)[0].sum().backward()
+    rest = units(tape["l0"].trajectory)
+    for part, values in {"hidden": rest.hidden, **rest.gates}.items():
+        expected = whole.hidden if part == "hidden" else whole.gates[part]
+        assert torch.equal(values, expected[3:])
+
+
+@pytest.mark.parametrize("unrolls", [False, True])
+def test_a_call_that_the_loss_does_not_depend_on_can_be_gone_over_too(unrolls: bool) -> None:
+    module: Any = nn.GRUCell(3, 4) if unrolls else GRU(3, 4)
+    with record(module, trajectory=True) as tape:
+        first, _ = [
+            unroll(module, x)[0] if unrolls else module(x)[0] for x in torch.randn(2, 5, 2, 3)
+        ]
+        first.sum().backward()
+    _, unused = tape.calls("l0")
+    assert (unused.hidden_norm == 0).all()
+    curve = lag_curves(unused.trajectory, torch.ones(5, 2, 4), [4]).hidden
+    assert (curve[0] == 0).all() and curve.isfinite().all()
 
 
 def test_a_cell_without_names_for_its_gates_has_none() -> None:
