@@ -205,19 +205,29 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
     Keys of a part count among the runs that have this part.
     """
-    settings = [_settings(run) for run in runs]
-    seen: dict[tuple[str, Any], set[str]] = {}
-    for mine in settings:
-        for key, value in mine.items():
-            seen.setdefault((key, _part_of(key, mine)), set()).add(repr(value))
     named = ("seed", "task.name", "cell.name", "clip.name")  # in the run's name
     return [
         " ".join(
-            f"{key.removesuffix('.name')}={_typed(value)}"
+            f"{key.removesuffix('.name')}={typed(value)}"
             for key, value in mine.items()
-            if key not in named and len(seen[key, _part_of(key, mine)]) > 1
+            if key not in named
         )
-        for mine in settings
+        for mine in differing([settings(run) for run in runs])
+    ]
+
+
+def differing(configurations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each of several ``settings``, the keys in which they differ, with their values.
+
+    Keys of a part count among the runs that have this part.
+    """
+    seen: dict[tuple[str, Any], set[str]] = {}
+    for mine in configurations:
+        for key, value in mine.items():
+            seen.setdefault((key, _part_of(key, mine)), set()).add(repr(value))
+    return [
+        {k: value for k, value in mine.items() if len(seen[k, _part_of(k, mine)]) > 1}
+        for mine in configurations
     ]
 
 
@@ -227,7 +237,7 @@ def _part_of(key: str, settings: dict[str, Any]) -> Any:
     return None if inner == "name" else settings.get(f"{group}.name")
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def settings(run: Run) -> dict[str, Any]:
     """A run's configuration, one level deep; nothing if there is none."""
     try:
         config = run.config
@@ -240,7 +250,8 @@ def _settings(run: Run) -> dict[str, Any]:
     return flat
 
 
-def _typed(value: Any) -> str:
+def typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
     return (
         "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )
@@ -259,8 +270,9 @@ def table(runs: Iterable[Run]) -> str:
     for run, different in zip(runs, differences(runs), strict=True):
         s = run.summary
         first, last = "-", "-"
-        if forward := [layer for layer in run.bptt if not layer.endswith("_reverse")]:
-            profile = run.bptt[forward[-1]].hidden[-1]
+        bptt = run.bptt
+        if forward := [layer for layer in bptt if not layer.endswith("_reverse")]:
+            profile = bptt[forward[-1]].hidden[-1]
             there = ~np.isnan(profile)  # a shorter sequence has NaN beyond its end
             profile = profile[there] if there.any() else profile
             first, last = (f"{10.0**exponent:.1e}" for exponent in (profile[0], profile[-1]))
