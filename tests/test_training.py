@@ -25,7 +25,7 @@ from rnngrad.nn import GRU
 from rnngrad.norms import log10_mean, log10_rms
 from rnngrad.optim import OPTIMS
 from rnngrad.regularization import REGULARIZERS
-from rnngrad.report import figure, main, write
+from rnngrad.report import figure, write
 from rnngrad.runs import BPTT, COLUMNS, METRICS, Run, differences, table
 from rnngrad.task import TASKS, Batch, Task, training_generator
 from rnngrad.tracking import Result, Tracker
@@ -631,63 +631,6 @@ def test_an_update_that_breaks_the_weights_is_seen_by_the_evaluation(tmp_path: P
 
 
 # --- reports
-
-
-def test_a_report_is_one_page_without_a_request(finished: Run, tmp_path: Path) -> None:
-    path = write([finished], tmp_path)
-    page = (tmp_path / "index.html").read_text()
-    assert path.stat().st_size > 10_000 and "data:image/png;base64," in page
-    assert "http" not in page and "completed" in page
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["nowhere"], "'nowhere': no run in this directory"),
-        ([""], "'': no run in this directory"),
-        (["run", "--out", "/dev/null/x"], "--out=/dev/null/x: cannot be written"),
-        (["broken"], "broken: a run's files cannot be read"),
-    ],
-)
-def test_the_report_says_in_one_line_what_it_cannot_do(
-    arguments: list[str],
-    says: str,
-    finished: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").symlink_to(finished.path)
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "summary.json").write_text("{")
-    monkeypatch.setattr("sys.argv", ["rnngrad-report", *arguments])
-    with pytest.raises(SystemExit) as exit:
-        main()
-    said = capsys.readouterr().err
-    assert exit.value.code == 2 and said.count("\n") == 1 and says in said
-
-
-def test_a_run_named_twice_is_reported_once(
-    finished: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["rnngrad-report", str(finished.path), str(finished.path)])
-    main()
-    assert capsys.readouterr().out.count("completed") == 1
-
-
-@pytest.mark.parametrize("count", [1, 5, 12])
-def test_a_figure_has_a_panel_a_run_or_one_for_many(finished: Run, count: int) -> None:
-    import matplotlib.pyplot as plt
-
-    drawn = figure([finished] * count)
-    assert len(drawn.axes) == (1 + count if count <= 5 else 2)
-    assert all(axis.get_xlabel() and axis.get_ylabel() for axis in drawn.axes)
-    plt.close(drawn)
 
 
 def test_the_table_has_a_line_a_run_also_for_one_that_has_logged_nothing(
