@@ -10,8 +10,8 @@ from rnngrad.report import inside, progress, through_time
 from rnngrad.report.exhibit import Exhibit, Table, number, percent
 from rnngrad.report.reading import Reading
 
-STANDARD = "`trainer.measure=standard` measures it"
-FULL = "`trainer.measure=full` measures it"
+STANDARD = "`measure=standard` measures it, unless back-propagation is truncated"
+FULL = "`measure=full` measures it"
 
 FIGURES: tuple[tuple[Callable[[Reading], Exhibit | None], str, str], ...] = (
     (progress.loss, "loss", ""),

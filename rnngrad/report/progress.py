@@ -112,7 +112,7 @@ def norms(run: Reading) -> Exhibit | None:
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
         rows[1, 0].plot(step, angle, color=COLOURS[2], marker="^", markersize=3.5)
         rows[1, 0].set_ylabel("angle, before\nto after (°)")
-        rows[1, 0].set_ylim(bottom=0)
+        rows[1, 0].set_ylim(0, max(1.0, 1.1 * float(angle.max())))  # under 1 it is rounding
         rows[1, 0].grid(alpha=0.3)
     rows[-1, 0].set_xlabel(STEP)
     often = "every update" if len(run.updates["step"]) else "every logged update"
@@ -283,6 +283,6 @@ def noise(run: Reading) -> Exhibit | None:
         "The batch size at which noise and signal of the gradient are as large as each other"
         " (McCandlish et al., 2018); numerator and denominator are averaged on their own. In a"
         " batch far below it most of the gradient is noise, far above it more sequences hardly"
-        " help."
+        " help. A line has a gap where the estimate came out negative: there it is all noise."
     )
     return Exhibit("noise", "Gradient noise scale", text, figure)

@@ -38,6 +38,8 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.4,
+    # a tick's label may stand half outside its panel, which the layout does not always foresee
+    "figure.constrained_layout.w_pad": 0.14,
     "svg.hashsalt": "rnngrad",  # or its ids, and so the file, would be new every time
 }
 """For ``matplotlib.rc_context``."""
