@@ -25,6 +25,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from rnngrad.bptt import LayerRecord, record
+from rnngrad.diagnosis import diagnose_run
 from rnngrad.nn import GRU, LSTM
 from rnngrad.norms import log10_rms
 from rnngrad.report import figure, main, plot, write
@@ -486,6 +487,13 @@ def test_the_verdict_comes_with_its_findings_the_worst_first(tmp_path: Path) -> 
     loud, quiet = shown.tables[0].rows
     assert loud[1:4] == ("loud", "-", "0.001") and quiet[1] == "quiet"
     assert loud[5:] == ("0, 1, ... 8", "`cell=lstm cell.forget_bias=1`, other words")
+
+
+def test_a_run_that_has_no_diagnosis_yet_gets_one_of_what_is_there(measured_run: Run) -> None:
+    shown = next(e for e in exhibits(Reading(measured_run.path)) if e.name == "verdict")
+    expected = diagnose_run(measured_run)
+    assert shown.title == f"Verdict up to step 40: {expected.verdict}"
+    assert {row[1] for row in shown.tables[0].rows} == {f.symptom for f in expected.findings}
 
 
 @pytest.mark.usefixtures("quick")

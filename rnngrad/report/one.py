@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rnngrad.diagnosis import diagnose_run
 from rnngrad.report import inside, progress, through_time
 from rnngrad.report.exhibit import Exhibit, Table, number, percent
 from rnngrad.report.reading import Reading
@@ -80,11 +81,13 @@ LEVELS = {"alarm": "✗ alarm", "warning": "! warning", "unknown": "? unknown", 
 
 def verdict(run: Reading) -> Exhibit:
     """The verdict of the diagnosis, and each finding with what it rests on."""
-    diagnosis = run.summary.get("diagnosis") or {}
-    name = run.summary.get("verdict")
-    if name is None:
-        text = "None: this run has not been diagnosed."
-        return Exhibit("verdict", "Verdict", text)
+    diagnosis = run.summary.get("diagnosis")
+    so_far = ""
+    if diagnosis is None:
+        if not len(run.metrics["step"]):
+            return Exhibit("verdict", "Verdict", "None: nothing has been logged yet.")
+        diagnosis = diagnose_run(run).as_dict()
+        so_far = f" up to step {run.metrics['step'][-1]}"
     order = list(LEVELS)
     findings = sorted(
         diagnosis.get("findings") or (),
@@ -104,7 +107,10 @@ def verdict(run: Reading) -> Exhibit:
     ]
     head = ("level", "symptom", "value", "threshold", "evidence", "training steps", "what to try")
     tables = [Table(head, rows)] if rows else []
-    return Exhibit("verdict", f"Verdict: {name}", "", tables=tables)
+    text = ""
+    if because := diagnosis.get("because"):
+        text = f"Decided by: {', '.join(because)}."
+    return Exhibit("verdict", f"Verdict{so_far}: {diagnosis['verdict']}", text, tables=tables)
 
 
 def _shown(value: Any) -> str:

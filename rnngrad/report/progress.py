@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rnngrad.diagnosis import clip_thresholds, pascanu_range
 from rnngrad.report.exhibit import Exhibit, Table, number, percent
-from rnngrad.report.fits import clip_thresholds
 from rnngrad.report.reading import Reading
 from rnngrad.report.style import (
     COLOURS,
@@ -156,8 +156,11 @@ def thresholds(run: Reading) -> Exhibit | None:
         axis.plot(threshold, 100 * fraction, color=COLOURS[1 + place % 6], linestyle="none",
                   marker="sD^vPX"[place % 6], markersize=7,
                   label=f"{threshold:.3g} ({percentile:g}th percentile)")  # fmt: skip
+    if (span := pascanu_range(before)) is not None:
+        axis.axvspan(*span, color="0.92", zorder=0, label="0.5 to 10 times the mean")
     used = run.metrics["clip_threshold"]
-    if run.settings.get("clip.name") == "norm" and np.isfinite(used).any():
+    euclidean = run.settings.get("clip.norm_type", 2) == 2
+    if run.settings.get("clip.name") == "norm" and euclidean and np.isfinite(used).any():
         value = float(used[np.isfinite(used)][-1])
         axis.axvline(value, color="black", linestyle="-.", linewidth=1.2,
                      label=f"this run's, {value:.3g}")  # fmt: skip
@@ -173,7 +176,8 @@ def thresholds(run: Reading) -> Exhibit | None:
         "Of the norms that this run has seen before clipping, the fraction above a threshold. Run"
         " with another threshold, it would have met other norms. Under about 1 % clips the outliers"
         " alone; over 90 % is training with normalised gradients, where the threshold is part of"
-        " the learning rate."
+        " the learning rate. Half to ten times the mean norm, the grey band, is where training"
+        " still converges according to Pascanu et al. (2013)."
     )
     table = Table(("to type", "percentile of the norms", "updates it would clip"), rows)
     return Exhibit("thresholds", "Thresholds to try", text, figure, tables=[table])
