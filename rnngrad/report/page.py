@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from rnngrad.report.exhibit import Saved, Table
 
+LONG = 30
+"""Rows of a table beyond which it does not push the rest of the page away."""
+
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#111;background:#fff;max-width:64em;margin:2em auto;
 padding:0 1em}
@@ -19,7 +22,8 @@ a{color:#0072b2}
 figure{margin:.8em 0;overflow-x:auto}
 img{max-width:100%;height:auto;display:block}
 .files{font-size:.85em;color:#444}
-div.table{overflow:auto;max-height:36em;margin:.8em 0}
+div.table{overflow:auto;margin:.8em 0}
+div.long{max-height:36em}
 table{border-collapse:collapse;font-size:.85em}
 th,td{text-align:left;vertical-align:top;padding:.25em .8em .25em 0;border-bottom:1px solid #ddd}
 th{position:sticky;top:0;background:#fff}
@@ -29,7 +33,7 @@ code{background:#f2f2f2;padding:0 .2em;white-space:nowrap}
 pre{overflow-x:auto;background:#f7f7f7;padding:.6em;font-size:.85em}
 @media print{
 nav{display:none}
-div.table{max-height:none;overflow:visible}
+div.table{max-height:none!important;overflow:visible}
 h2{break-after:avoid}
 figure{break-inside:avoid}
 }
@@ -104,7 +108,8 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     top = f"<thead><tr>{head}</tr></thead>" if any(table.head) else ""
-    return f'<div class="table"><table>{top}<tbody>{rows}</tbody></table></div>'
+    long = " long" if len(table.rows) > LONG else ""  # scrolls in a box of its own
+    return f'<div class="table{long}"><table>{top}<tbody>{rows}</tbody></table></div>'
 
 
 def _is_numeric(text: str) -> bool:

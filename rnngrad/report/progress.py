@@ -14,6 +14,7 @@ from rnngrad.report.reading import Reading
 from rnngrad.report.style import (
     COLOURS,
     STEP,
+    TIME,
     Floats,
     binned,
     grid,
@@ -23,6 +24,8 @@ from rnngrad.report.style import (
     series,
 )
 
+LIGHT = COLOURS[4]
+"""Of what lies behind a line that matters more; light in grey, too."""
 FEWEST = 20
 """Updates from which thresholds can be suggested."""
 
@@ -39,8 +42,8 @@ def loss(run: Reading) -> Exhibit:
     )
     x, middle, low, high = binned(step, np.where(values > 0, values, np.nan))
     label = "training batch" + (", median and range of neighbours" if len(x) < len(step) else "")
-    axis.fill_between(x, low, high, color=COLOURS[0], alpha=0.25, linewidth=0)
-    axis.plot(x, middle, color=COLOURS[0], linewidth=0.8, label=label)
+    axis.fill_between(x, low, high, color=LIGHT, alpha=0.35, linewidth=0)
+    axis.plot(x, middle, color=LIGHT, linewidth=0.8, label=label)
     there = np.isfinite(metrics["eval_loss"])
     axis.plot(metrics["step"][there], metrics["eval_loss"][there], color=COLOURS[1],
               marker="s", markersize=3.5, linestyle="--", label="evaluation")  # fmt: skip
@@ -55,7 +58,7 @@ def loss(run: Reading) -> Exhibit:
     axis.grid(alpha=0.3)
     _draw_clipped(strip, run)
     strip.set_xlabel(STEP)
-    legend_beside(axis)
+    legend_below(figure, [axis], columns=5)
     text = (
         "The loss of each update's batch, and of the evaluation, which is the same for every seed."
         " Under it, which updates were clipped: of neighbouring updates, the fraction that the clip"
@@ -92,13 +95,13 @@ def norms(run: Reading) -> Exhibit | None:
         1 + with_angle, 1, sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + with_angle]
     )
     axis = rows[0, 0]
-    for values, label, place, dashes in (
-        (before, "before clipping", 0, "-"),
-        (after, "after clipping", 1, "--"),
+    for values, label, colour, dashes in (
+        (before, "before clipping", LIGHT, "-"),
+        (after, "after clipping", COLOURS[1], "--"),
     ):
         x, middle, low, high = binned(steps, values)
-        axis.fill_between(x, 10.0**low, 10.0**high, color=COLOURS[place], alpha=0.25, linewidth=0)
-        axis.plot(x, 10.0**middle, dashes, color=COLOURS[place], linewidth=0.9, label=label)
+        axis.fill_between(x, 10.0**low, 10.0**high, color=colour, alpha=0.35, linewidth=0)
+        axis.plot(x, 10.0**middle, dashes, color=colour, linewidth=0.9, label=label)
     threshold = run.metrics["clip_threshold"]
     there = np.isfinite(threshold)
     if there.any():
@@ -106,7 +109,7 @@ def norms(run: Reading) -> Exhibit | None:
                   drawstyle="steps-post", linewidth=1.2, label="threshold of the rule")  # fmt: skip
     axis.set(ylabel="L2 norm of the gradient", yscale="log")
     axis.grid(alpha=0.3)
-    legend_beside(axis)
+    legend_below(figure, [axis])
     if with_angle:
         step, cosine = run.measured("clip/cosine")
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
@@ -232,21 +235,19 @@ def clip_effect(run: Reading) -> Exhibit | None:
         last = effect[-1]
         if len(plain) and step is not None and at[-1] in step:
             exact = plain[list(step).index(at[-1])]
-            axis.plot(exact, color="0.55", linewidth=2.6, label="unclipped")
+            axis.plot(_size(exact), color="0.65", linewidth=2.8, label="unclipped")
             data |= {"t": np.arange(len(exact)), "unclipped": exact}
-        looks = {"color": COLOURS[0], "linestyle": "--", "linewidth": 1.1}
-        axis.plot(last, **looks, label="with the rule of the panel")
-        axis.axhline(0, color="black", linewidth=0.6)
-        kept = float(np.nansum(last))
-        axis.set_title(f"{rule}: {kept:.3g} in all")
+        axis.plot(_size(last), color=COLOURS[0], linestyle="--", linewidth=1.2,
+                  label="with the rule of the panel")  # fmt: skip
+        axis.set(title=f"{rule}, sum {np.nansum(last):.3g}", xlabel=TIME, yscale="log")
         if number_ % 4 == 0:
-            axis.set_ylabel("share of the\ngradient (1)")
-        axis.set_xlabel("time step $t$")
+            axis.set_ylabel("share of the gradient,\nabsolute (1)")
         data[rule] = last
-    low = min(axis.get_ylim()[0] for axis in axes)
     high = max(axis.get_ylim()[1] for axis in axes)
+    low = max(min(axis.get_ylim()[0] for axis in axes), 1e-12 * high)
     for axis in axes:
         axis.set_ylim(low, high)
+        axis.grid(alpha=0.3)
     legend_below(figure, axes)
     text = (
         "For one batch: ⟨G_t, g'⟩ / ‖g‖² of the last layer's W_hh, where G_t is what time step t"
@@ -256,6 +257,11 @@ def clip_effect(run: Reading) -> Exhibit | None:
     )
     return Exhibit("clip_effect", "What each clip rule does to each time step", text, figure,
                    data=data)  # fmt: skip
+
+
+def _size(share: Floats) -> Floats:
+    """What a logarithmic axis can show of it: nothing of an exact 0."""
+    return np.where(share != 0, np.abs(share), np.nan)
 
 
 def noise(run: Reading) -> Exhibit | None:

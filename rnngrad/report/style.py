@@ -224,17 +224,20 @@ def legend_beside(axis: Axes, **options: Any) -> None:
 
 
 def binned(x: Any, values: Floats, bins: int = 500) -> tuple[Floats, Floats, Floats, Floats]:
-    """Median, least and largest of long series by bin, so that they can be drawn.
+    """Median, least and largest of long series by bins of one size, so that they can be drawn.
+
+    Up to twice as many values as ``bins`` are left as they are.
 
     Returns:
-        Centres, medians, least and largest, each as long as there are bins with anything finite.
+        Centres, medians, least and largest of what is finite.
     """
     x = np.asarray(x, dtype=np.float64)
     kept = np.isfinite(values)
     x, values = x[kept], values[kept]
-    if len(x) <= bins:
+    if len(x) <= 2 * bins:
         return x, values, values, values
-    parts = np.array_split(np.arange(len(x)), bins)
+    size = -(-len(x) // bins)
+    parts = [slice(start, start + size) for start in range(0, len(x), size)]
     return (
         np.array([x[part].mean() for part in parts]),
         np.array([np.median(values[part]) for part in parts]),
