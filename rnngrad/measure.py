@@ -70,7 +70,8 @@ class Dynamics(Measure):
         when: ``evaluated``: at the first step, the last, and wherever the run is evaluated;
             ``logged``: at every logged step.
         lag_anchors: Time steps at which an error is injected alone and followed back, evenly
-            spaced, the last one first: its norm against the lag.
+            spaced over the last quarter of the sequence, the last step among them: its norm against
+            the lag.
         contributions: What each time step adds to ``∂L/∂W_hh``: its norm, and its signed share.
         inputs: ``‖∂L/∂x_t‖``: which input mattered.
         units: Saturated and dead units, gates near 0 and 1.
@@ -79,7 +80,7 @@ class Dynamics(Measure):
         parameters: Norm of each parameter, of its gradient and of its update.
         gates: What each time step adds to ``∂L/∂W_hh``, gate by gate; needs ``contributions``.
         lyapunov_exponents: How many leading ones.
-        jacobians: Time steps, evenly spaced, at which the one-step Jacobian's norm is taken.
+        jacobians: Time steps, evenly spaced over the sequence, at which the one-step Jacobian's norm is taken.
         noise_scale: Gradient noise scale, from the batch and one of a quarter of its size.
         clip_effects: What each clip rule, with its defaults, would make of the share of each time
             step; rules that remember see the measured steps alone. Needs ``contributions``.
@@ -335,12 +336,12 @@ def _rules(names: Sequence[str]) -> Iterator[tuple[str, tuple[Clip, dict[str, An
 
 
 def _anchors(hidden_grad: Tensor, count: int) -> list[int]:
-    """``count`` time steps evenly spaced, the last first, each moved back to one with an error."""
+    """``count`` time steps of the last quarter, each moved back to one that has an error."""
     steps = len(hidden_grad)
     reached = hidden_grad.flatten(1).any(1)
     anchors = []
-    for number in range(min(count, steps)):
-        wanted = steps - 1 - number * steps // count
+    for number in range(count):
+        wanted = steps - 1 - number * (steps // 4) // count
         before = reached[: wanted + 1].nonzero()
         anchors.append(int(before[-1]) if len(before) else wanted)
     return sorted({*anchors}, reverse=True)
