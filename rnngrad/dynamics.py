@@ -20,6 +20,9 @@ from rnngrad.replay import Replay, State, replay
 CHUNK = 64
 """Steps that an error goes back between two looks at its size."""
 
+TRANSIENT = 10
+"""Lags left out of a slope: there the error still turns towards the slowest direction."""
+
 
 class LagCurves(NamedTuple):
     """How large one step's error still is, by the lag ``k`` that it has gone back.
@@ -343,13 +346,12 @@ class Decay(NamedTuple):
     floor_reached: bool
 
 
-def decay(curve: Any, first: int = 10) -> Decay:
+def decay(curve: Any, first: int = TRANSIENT) -> Decay:
     """The line through a curve by least squares, up to the first value that is not finite.
 
     Args:
         curve: ``log10`` by lag ``[K]``, as an array or a tensor.
-        first: Lags left out at the beginning, where the error still turns towards the direction
-            that decays slowest.
+        first: Lags left out at the beginning.
     """
     values = np.asarray(curve, dtype=np.float64)
     broken = np.flatnonzero(~np.isfinite(values))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from rnngrad import __version__
 from rnngrad.bptt import record
 from rnngrad.cells import CELLS, CellPart
+from rnngrad.dynamics import TRANSIENT, decay
 from rnngrad.init import INITS, Init
 from rnngrad.model import build_model
 from rnngrad.norms import log10_mean, log10_rms
@@ -30,9 +31,6 @@ from rnngrad.task import TASKS, training_generator
 Floats = npt.NDArray[np.float64]
 
 SEEDS = range(10)
-TRANSIENT = 10
-"""Lags left out of a slope: there the gradient still turns towards the slowest direction."""
-
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu", "prelu", "elu", "linear", "modrelu")
 RECURRENT: Mapping[str, Mapping[str, Any]] = {
     "torch": {},
@@ -45,18 +43,6 @@ RECURRENT: Mapping[str, Mapping[str, Any]] = {
     "sparse 0.95": {"recurrent": "sparse"},
 }
 """Schemes of the recurrent weights; input weights and biases stay torch's."""
-
-
-class Decay(NamedTuple):
-    """A straight line through ``log10 ‖∂L/∂h_{T-k}‖`` against the lag ``k``.
-
-    Args:
-        slope: In decades a step; under 0 the gradient vanishes.
-        r2: Share of the variance that the line explains.
-    """
-
-    slope: float
-    r2: float
 
 
 def gaussian(steps: int = 400, batch: int = 16, inputs: int = 7, seed: int = 0) -> Tensor:
@@ -81,15 +67,6 @@ def lag_profile(cell: CellPart, init: Init, x: Tensor, seed: int) -> Floats:
         hidden[-1].sum().backward()
     *_, top = tape.values()
     return log10_rms(top.hidden_norm).flip(0).numpy()
-
-
-def decay(profile: Floats) -> Decay:
-    """The line through a profile beyond its transient, by least squares."""
-    lags = np.arange(len(profile))
-    kept = (lags >= TRANSIENT) & np.isfinite(profile)
-    line = np.polynomial.Polynomial.fit(lags[kept], profile[kept], 1).convert()
-    left = np.var(profile[kept] - line(lags[kept]))
-    return Decay(float(line.coef[1]), float(1 - left / max(np.var(profile[kept]), 1e-300)))
 
 
 def factor_on_adding(cell: CellPart, init: Init, seed: int, state: str = "hidden") -> float:

@@ -80,7 +80,8 @@ class Dynamics(Measure):
         parameters: Norm of each parameter, of its gradient and of its update.
         gates: What each time step adds to ``∂L/∂W_hh``, gate by gate; needs ``contributions``.
         lyapunov_exponents: How many leading ones.
-        jacobians: Time steps, evenly spaced over the sequence, at which the one-step Jacobian's norm is taken.
+        jacobians: Time steps, evenly spaced over the sequence, at which the one-step Jacobian's
+            norm is taken.
         noise_scale: Gradient noise scale, from the batch and one of a quarter of its size.
         clip_effects: What each clip rule, with its defaults, would make of the share of each time
             step; rules that remember see the measured steps alone. Needs ``contributions``.

@@ -9,6 +9,7 @@ import torch
 
 from rnngrad import initial
 from rnngrad.cells import CELLS
+from rnngrad.dynamics import decay
 from rnngrad.init import INITS
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 def test_a_linear_orthogonal_recurrence_has_the_slope_of_its_gain(gain: float) -> None:
     cell = CELLS.default("rnn", hidden_size=8, nonlinearity="linear")
     init = INITS.default("torch", recurrent="orthogonal", recurrent_scale=gain)
-    found = initial.decay(initial.lag_profile(cell, init, initial.gaussian(60, 3), 0))
+    found = decay(initial.lag_profile(cell, init, initial.gaussian(60, 3), 0))
     # weights are drawn in float32
     assert found.slope == pytest.approx(np.log10(gain), abs=1e-6)
     assert gain == 1 or found.r2 == pytest.approx(1, abs=1e-9)
@@ -61,7 +62,7 @@ def test_slopes_are_those_of_an_independent_measurement(
     part = CELLS.default(cell, hidden_size=64, **changes)
     made = INITS.default("torch", **init)
     found = [
-        initial.decay(initial.lag_profile(part, made, initial.gaussian(seed=seed), seed)).slope
+        decay(initial.lag_profile(part, made, initial.gaussian(seed=seed), seed)).slope
         for seed in range(10)
     ]
     mean, deviation = np.mean(found), np.std(found, ddof=1)
@@ -108,7 +109,7 @@ def test_the_page_has_a_row_for_every_activation_and_cell() -> None:
     title, name, changes = initial.CELL_ROWS[0]  # and one row says what is measured today
     cell = CELLS.default(name, hidden_size=64, **changes)
     slopes = [
-        initial.decay(
+        decay(
             initial.lag_profile(cell, INITS.default("torch"), initial.gaussian(seed=seed), seed)
         ).slope
         for seed in initial.SEEDS
