@@ -32,12 +32,13 @@ from rnngrad.report import figure, main, plot, write
 from rnngrad.report.curves import losses
 from rnngrad.report.exhibit import Exhibit, Saved, save
 from rnngrad.report.groups import grouped, looks, panels, read
-from rnngrad.report.many import success, survival
+from rnngrad.report.many import survival
 from rnngrad.report.one import exhibits
 from rnngrad.report.page import page
 from rnngrad.report.reading import Reading
 from rnngrad.report.statistics import kaplan_meier, mean_band, t975, wilson
 from rnngrad.report.style import field
+from rnngrad.report.sweeps import success
 from rnngrad.report.tape import rms
 from rnngrad.runs import METRICS, Run
 from rnngrad.tracking import Result, Tracker

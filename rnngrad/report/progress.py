@@ -251,9 +251,9 @@ def clip_effect(run: Reading) -> Exhibit | None:
     legend_below(figure, axes)
     text = (
         "For one batch: ⟨G_t, g'⟩ / ‖g‖² of the last layer's W_hh, where G_t is what time step t"
-        " adds to the gradient g, and g' what the rule makes of g. Unclipped these sum to 1. A"
-        " rule that scales the whole gradient scales every time step alike: it cannot give an"
-        " early one more weight than it has."
+        " adds to the gradient g, and g' what the rule makes of g. Unclipped these sum to 1; some"
+        " are negative, and shown are their sizes. A rule that scales the whole gradient scales"
+        " every time step alike: it cannot give an early one more weight than it has."
     )
     return Exhibit("clip_effect", "What each clip rule does to each time step", text, figure,
                    data=data)  # fmt: skip

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from rnngrad.report import many
+import numpy as np
+
+from rnngrad.report import many, sweeps
 from rnngrad.report.exhibit import Exhibit, Table, number, percent
 from rnngrad.report.groups import WENT_WRONG, Digest, Group, swept
 from rnngrad.report.one import STANDARD
+from rnngrad.report.statistics import wilson
 from rnngrad.runs import typed
 
 ROWS = 300
@@ -19,18 +22,18 @@ def exhibits(
 ) -> Iterator[Exhibit]:
     """The sections of a comparison."""
     digests = [digest for group in groups for digest in group.digests]
-    yield Exhibit("setups", "Set-ups", SETUPS, tables=[_cut(many.setups(groups))])
+    yield Exhibit("setups", "Set-ups", SETUPS, tables=[_cut(setups(groups))])
     yield wrong(digests, unreadable)
     yield verdicts(digests)
     yield many.loss_curves(groups)
     left_out = []
     for draw, name, why in (
         (many.solving, "when the task was solved", "no run has solved it"),
-        (many.success, "success against length", "`task.length` does not differ"),
-        (many.sweeps, "loss against what was swept", "the runs differ in their seeds alone"),
+        (sweeps.success, "success against length", "`task.length` does not differ"),
+        (sweeps.sweeps, "loss against what was swept", "the runs differ in their seeds alone"),
         (many.last_profiles, "gradient through time", "no step was recorded"),
         (many.lags, "the lag-resolved curve", STANDARD),
-        (many.horizons, "gradient horizon against loss", STANDARD),
+        (sweeps.horizons, "gradient horizon against loss", STANDARD),
         (many.at_other_lengths, "", ""),
     ):
         found = draw(groups)
@@ -85,7 +88,7 @@ def wrong(digests: Sequence[Digest], unreadable: Mapping[str, str]) -> Exhibit:
 
 def verdicts(digests: Sequence[Digest]) -> Exhibit:
     """How many runs have which verdict."""
-    counts = many.verdicts(digests)
+    counts = counted(digests)
     if list(counts) == ["none"]:
         return Exhibit("verdicts", "Verdicts", "None: these runs have not been diagnosed.")
     rows = [
@@ -125,3 +128,41 @@ def runs(groups: Sequence[Group], commands: str) -> Exhibit:
             )  # fmt: skip
     text = f"Everything about one run, with all its figures: {commands}"
     return Exhibit("runs", "Runs", text, tables=[_cut(Table(head, rows))])
+
+
+def setups(groups: Sequence[Group]) -> Table:
+    """A row a set-up."""
+    head = ("set-up", "runs", "went wrong", "solved (95 % interval)", "solved at (median)",
+            "last loss (mean)", "clipped", "horizon (median)", "verdicts")  # fmt: skip
+    return Table(head, [_setup(group) for group in groups])
+
+
+def _setup(group: Group) -> tuple[str, ...]:
+    digests = group.digests
+    wrong = sum(digest.summary["status"] in WENT_WRONG for digest in digests)
+    low, high = wilson(group.solved, len(digests))
+    middle = many.survival(group).median
+    good = group.losses[np.isfinite(group.losses) & (group.losses > 0)]
+    clipped = [d.summary.get("clip_fraction") for d in digests]
+    fractions = [value for value in clipped if value is not None]
+    reach = [digest.horizon for digest in digests if np.isfinite(digest.horizon)]
+    return (
+        group.name or "all runs",
+        str(len(digests)),
+        str(wrong),
+        f"{group.solved} of {len(digests)} ({100 * low:.0f} to {100 * high:.0f} %)",
+        f"over {group.budget}" if np.isinf(middle) else f"{middle:.0f}",
+        number(float(10 ** np.mean(np.log10(good)))) if len(good) else "-",
+        percent(float(np.mean(fractions))) if fractions else "-",
+        number(float(np.median(reach)), 6) if reach else "-",
+        ", ".join(f"{name} {count}" for name, count in counted(digests).items()),
+    )
+
+
+def counted(digests: Sequence[Digest]) -> dict[str, int]:
+    """How many runs have which verdict, the most frequent first."""
+    counts: dict[str, int] = {}
+    for digest in digests:
+        name = digest.summary.get("verdict") or "none"
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
