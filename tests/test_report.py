@@ -288,6 +288,19 @@ def test_setups_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert len({group.name for group in groups}) == 2
 
 
+def test_setups_that_differ_in_very_much_are_named_after_their_directory(tmp_path: Path) -> None:
+    keys = [f"a_long_name_of_a_key_{number}" for number in range(9)]
+    made = [
+        made_up(tmp_path / f"run_{value}", **{f"trainer__{key}": value for key in keys}, seed=value)
+        for value in (0, 1)
+    ]
+    assert [group.name for group in grouped(read(made)[0])] == ["run_0", "run_1"]
+    drawn = figure(made)
+    drawn.draw_without_rendering()
+    assert [axis.get_title() for axis in drawn.axes] == ["Loss", "run_0", "run_1"]
+    assert all(axis.get_position().width > 0.2 for axis in drawn.axes), "there is room for them"
+
+
 def test_nine_setups_are_three_panels_and_a_line_looks_the_same_in_all(sweep: list[Run]) -> None:
     found = panels(grouped(read(sweep)[0]))
     assert found is not None

@@ -23,6 +23,9 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAM
 HORIZON = 1e-3
 """The fraction of the gradient down to which a lag counts as within the horizon."""
 
+LONGEST = 60
+"""Letters of a name that a legend has room for."""
+
 OBVIOUS = ("task", "cell", "clip")
 """Parts that need not be named beside their value."""
 
@@ -146,7 +149,12 @@ class Group:
 
     @property
     def name(self) -> str:
-        return named(self.differs)
+        """What differs; where that is a long list, the directory of the first run."""
+        name = named(self.differs)
+        if len(name) <= LONGEST or not self.digests:
+            return name
+        more = len(self.digests) - 1
+        return self.digests[0].label + (f" and {more} more" if more else "")
 
     @property
     def solved(self) -> int:
@@ -275,7 +283,7 @@ def panels(groups: Sequence[Group]) -> list[Panel] | None:
         if not all(key in group.differs for group in groups):
             continue
         most = max(len(panel.groups) for panel in parts)
-        if most <= IN_A_PANEL:
+        if most <= IN_A_PANEL and all(len(name) <= LONGEST for p in parts for name in p.groups):
             possible.append((key != "cell.name", most, place, parts))
     if possible:
         return min(possible, key=lambda found: found[:3])[3]

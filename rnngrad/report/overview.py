@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rnngrad.report.curves import chance_lines, draw_losses, draw_profiles, layout
-from rnngrad.report.groups import Digest, digest, grouped, labels
+from rnngrad.report.groups import LONGEST, Digest, digest, grouped, labels
 from rnngrad.report.reading import Reading
 from rnngrad.report.style import (
     HIDDEN,
     STEP,
     STYLE,
     TIME,
+    grid,
     legend_below,
     logarithmic,
     moments,
@@ -50,8 +51,7 @@ def overview(digests: Sequence[Digest]) -> Figure:
         return _of_many(digests)
     runs = [Reading(digest.run.path) for digest in digests]
     count = 1 + len(runs)
-    drawn = Figure(figsize=(3.6 * count, 3.4), layout="constrained")
-    axes = list(drawn.subplots(1, count, squeeze=False)[0])
+    drawn, axes = grid(count, width=3.6 * min(count, 3), height=3.1)
     _draw_losses(axes[0], runs)
     for axis, run, name in zip(axes[1:], runs, names(runs), strict=True):
         _draw_moments(axis, run, name)
@@ -131,9 +131,11 @@ def when(runs: Sequence[Reading]) -> str:
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """Short names that tell the runs apart."""
-    short = [run.path.resolve().name for run in runs]
-    return [
-        " ".join([name.rpartition("-")[0] or name, *([different] if different else [])])
-        for name, different in zip(short, differences(runs), strict=True)
-    ]
+    """Short names that tell the runs apart; where much differs, those of their directories."""
+    found = []
+    for run, different in zip(runs, differences(runs), strict=True):
+        directory = run.path.resolve().name
+        short = directory.rpartition("-")[0] or directory
+        name = f"{short} {different}".strip()
+        found.append(name if len(name) <= LONGEST else directory)
+    return found

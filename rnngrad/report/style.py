@@ -96,7 +96,9 @@ def spread(count: int, at_most: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, at_most))})
 
 
-def grid(count: int, *, width: float = 9.6, height: float = 2.9, across: int = 3) -> Any:
+def grid(
+    count: int, *, width: float = 9.6, height: float = 2.9, across: int = 3
+) -> tuple[Figure, list[Axes]]:
     """A figure with ``count`` panels in rows of at most ``across``, and these panels.
 
     Args:
