@@ -81,7 +81,37 @@ CASES = (
         "task=parity task.length=10 task.scored=every cell=rnn optim.lr=0.01 trainer.steps=1000",
         solves=True,
     ),
+    Case(
+        "LSTM by momentum, temporal order",
+        "healthy",
+        "task=temporal_order task.length=20 cell=lstm optim=sgd optim.lr=0.5 optim.momentum=0.9 "
+        "trainer.steps=800",
+        solves=True,
+    ),
+    Case(
+        "GRU without clipping, adding",
+        "healthy",
+        "task=adding task.length=40 cell=gru optim.lr=0.01 clip=none trainer.steps=1000",
+        solves=True,
+    ),
     # healthy: they learn, and the budget ends first
+    Case(
+        "GRU, selective copying",
+        "healthy",
+        "task=selective_copying task.length=20 task.n_tokens=4 task.vocabulary=8 cell=gru "
+        "optim.lr=0.01 trainer.steps=800",
+    ),
+    Case(
+        "orthogonal tanh RNN, temporal order",
+        "healthy",
+        "task=temporal_order task.length=50 cell=rnn init.recurrent=orthogonal trainer.steps=600",
+    ),
+    Case(
+        "LSTM, characters, truncated",
+        "healthy",
+        "task=chars task.path=TEXT task.length=50 cell=lstm optim.lr=0.005 trainer.tbptt_k2=10 "
+        "trainer.steps=300",
+    ),
     Case(
         "orthogonal RNN, adding",
         "healthy",
@@ -142,6 +172,13 @@ CASES = (
         shows=("vanishing in time", "at chance", "stalled"),
     ),
     Case(
+        "LSTM as torch.nn's, temporal order",
+        "vanishing",
+        "task=temporal_order task.length=40 cell=lstm cell.forget_bias=null optim.lr=0.01 "
+        "trainer.steps=800",
+        shows=("vanishing in time", "at chance", "stalled"),
+    ),
+    Case(
         "sigmoid RNN of 5 layers",
         "vanishing",
         "task=parity task.length=20 cell=rnn cell.nonlinearity=sigmoid cell.num_layers=5 optim=sgd "
@@ -186,7 +223,7 @@ CASES = (
     Case(
         "a step beyond float32",
         "exploding",
-        "task=adding task.length=30 cell=lstm optim=sgd optim.lr=1e38 clip=none trainer.steps=300",
+        "task=adding task.length=30 cell=lstm optim=sgd optim.lr=1e45 clip=none trainer.steps=300",
         shows=("jumps", "weights not finite", "loss not finite"),
     ),
     # both
@@ -252,6 +289,12 @@ CASES = (
         "inconclusive",
         "task=adding task.length=20 cell=lstm optim=sgd optim.lr=1e-6 trainer.steps=400",
         shows=("stalled", "at chance"),
+    ),
+    Case(
+        "IRNN, adding, a budget too small",
+        "inconclusive",
+        "task=adding task.length=30 cell=rnn cell.nonlinearity=relu init=irnn clip.max_norm=10 "
+        "trainer.steps=800",
     ),
 )
 
