@@ -243,7 +243,8 @@ def test_what_arrives_at_the_far_end_is_graded(end: float, level: str) -> None:
         (0.0041, 120, "warning"),
         (0.0099, 120, "warning"),
         (0.0101, 120, "alarm"),
-        (0.02, 19, "ok"),  # 2.4 times over the whole sequence
+        (0.02, 19, "ok"),  # 2.3 times over the whole sequence
+        (0.0101, 90, "warning"),  # 8 times
         (0.5, 15, "alarm"),  # too few lags for a line, and 10^7 times
     ],
 )
@@ -270,10 +271,10 @@ def test_a_linear_rnn_of_an_orthogonal_matrix_keeps_its_closed_form(g: float, se
     diagnosis = diagnose(rnn, (x, None), lambda out, _: out[0][-1].sum())
     end = 59 * math.log10(g)
     assert diagnosis["vanishing in time"].value == pytest.approx(end, abs=1e-9)
-    if end > 0.4:
+    if end > 0:
         assert diagnosis["exploding in time"].value == pytest.approx(math.log10(g), abs=1e-9)
     expected = "vanishing" if end <= -24 * math.log10(2) else "healthy"
-    assert diagnosis.verdict == ("exploding" if math.log10(g) >= 0.01 and end >= 0.4 else expected)
+    assert diagnosis.verdict == ("exploding" if end >= 1 else expected)
 
 
 def test_explosion_beside_vanishing_is_seen_in_the_spread_alone() -> None:
@@ -397,7 +398,7 @@ def test_a_spike_in_norms_that_vary_by_as_much_is_no_alarm() -> None:
 
 
 def test_steps_out_of_proportion_to_the_weights_are_jumps() -> None:
-    for ratio, level in ((0.001, "ok"), (0.05, "warning"), (0.5, "alarm")):
+    for ratio, level in ((0.001, "ok"), (0.09, "ok"), (0.5, "warning"), (1.1, "alarm")):
         measured = {"parameter/a/norm": 3.0, "parameter/b/norm": 4.0}
         measured |= {"parameter/a/update_norm": 3.0 * ratio, "parameter/b/update_norm": 4.0 * ratio}
         finding = found(evidence(measured=measured), "jumps")
@@ -446,7 +447,7 @@ def test_a_gradient_whose_square_float32_cannot_hold_is_an_overflow() -> None:
 
 
 def test_saturated_and_dead_units_are_those_of_the_worst_layer() -> None:
-    measured = {"l0/saturated": 0.1, "l1/saturated": 0.6, "l0/dead": 0.2, "l1/dead": math.nan}
+    measured = {"l0/saturated": 0.1, "l1/saturated": 0.6, "l0/dead": 0.5, "l1/dead": math.nan}
     given_evidence = evidence(measured=measured)
     assert found(given_evidence, "saturation").alarm
     assert found(given_evidence, "saturation").evidence.startswith("l1: 60 %")

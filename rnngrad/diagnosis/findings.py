@@ -12,6 +12,9 @@ Verdict = Literal[
     "healthy", "vanishing", "exploding", "both", "numerical", "saturated", "inconclusive"
 ]
 
+LEVELS: tuple[Level, ...] = ("unknown", "ok", "warning", "alarm")
+"""From the least to the most serious."""
+
 SICK: tuple[Verdict, ...] = ("vanishing", "exploding", "both", "numerical", "saturated")
 """The verdicts that say what is wrong."""
 

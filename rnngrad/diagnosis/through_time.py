@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rnngrad.diagnosis.evidence import Curve, Evidence, Floats
-from rnngrad.diagnosis.findings import Finding
+from rnngrad.diagnosis.findings import LEVELS, Finding, Level
 from rnngrad.diagnosis.grading import finding, graded, last_finite, power, unknown
 from rnngrad.diagnosis.remedies import Setup, against_depth, against_exploding, against_vanishing
 from rnngrad.dynamics import Decay, decay
@@ -105,11 +105,11 @@ def exploding_in_time(evidence: Evidence, setup: Setup) -> Finding:
     if not evidence.last_curves:
         return unknown(symptom, GROWTH[0], "no lag was measured")
     worst = max(evidence.last_curves, key=lambda curve: growth(curve.values))
-    value = growth(worst.values)
-    level = graded(value, *GROWTH)
+    order, value = growth(worst.values)
+    level: Level = LEVELS[order]
     line, end = decay(worst.values), float(worst.values[-1])
     words = (
-        f"{worst.layer}: an error {'has grown to' if value else 'is'} {power(end)} of its size "
+        f"{worst.layer}: an error {'has grown to' if value > 0 else 'is'} {power(end)} of its size "
         f"{worst.lag} steps before"
     )
     if holds(line):
@@ -117,26 +117,27 @@ def exploding_in_time(evidence: Evidence, setup: Setup) -> Finding:
     return finding(
         symptom,
         value,
-        level,
+        (level, GROWTH[1] if level == "alarm" else GROWTH[0]),
         words + _when(worst),
-        sorted({c.step for c in evidence.curves if growth(c.values) >= level[1]}),
+        sorted({c.step for c in evidence.curves if growth(c.values)[0] >= order}),
         against_exploding(setup),
     )
 
 
-def growth(values: Floats) -> float:
-    """The slope in decades a step, if it is one and comes to something; else 0.
+def growth(values: Floats) -> tuple[int, float]:
+    """How serious it is, as an index of ``LEVELS``, and the slope in decades a step.
 
-    Where the line has too few points, what has grown from the first lag to the last stands for it.
+    As serious as both the slope and what it comes to over the whole sequence. Where the line has
+    too few points, growth from the first lag to the last stands for it.
     """
     end, line = float(values[-1]), decay(values)
-    if not math.isfinite(end) or end < GROWN[0]:
-        return 0.0
-    if holds(line):
-        return max(0.0, line.slope)
-    if line.points >= POINTS:
-        return 0.0
-    return GROWTH[1] if end >= GROWN[1] else GROWTH[0]
+    if not math.isfinite(end):
+        return LEVELS.index("ok"), 0.0
+    total = LEVELS.index(graded(end, *GROWN)[0])
+    if line.points < POINTS:
+        return total, end / max(1, len(values) - 1)
+    slope = line.slope if holds(line) else 0.0
+    return min(total, LEVELS.index(graded(slope, *GROWTH)[0])), slope
 
 
 def both_at_once(evidence: Evidence, setup: Setup) -> Finding:

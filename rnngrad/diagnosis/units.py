@@ -21,8 +21,9 @@ SATURATED = (0.25, 0.5)
 SHUT = (0.8, 0.95)
 """Of a gate's values: with Karpathy, Johnson & Fei-Fei, "Visualizing and understanding recurrent
 networks" (2015), a gate is at an end under 0.1 and over 0.9."""
-DEAD = (0.1, 0.4)
-"""Of all units: "as much as 40 % of your network can be dead" (Karpathy, CS231n)."""
+DEAD = (0.4, 0.8)
+"""Of all units: "as much as 40 % of your network can be dead" (Karpathy, CS231n), which IRNNs that
+learn exceed: with inputs that are never negative 56 to 63 % of theirs are."""
 
 
 def saturation(evidence: Evidence, setup: Setup) -> Finding:
