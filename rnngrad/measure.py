@@ -217,12 +217,8 @@ class Observation:
         into, chosen, trajectory = self._quantities, self._chosen, layer.trajectory
         assert trajectory is not None and layer.hidden_grad is not None
         if chosen.lag_anchors:
-            anchors = _anchors(layer.hidden_grad, chosen.lag_anchors)
-            curves = lag_curves(trajectory, layer.hidden_grad, anchors)
-            for suffix, share in (("", 0.5), ("_p5", 0.05), ("_p95", 0.95)):
-                into[f"{key}/lag{suffix}"] = self._padded(_quantile(curves.hidden, share))
-            if curves.cell is not None:
-                into[f"{key}/lag_cell"] = self._padded(_quantile(curves.cell, 0.5))
+            for name, curve in lags(layer, chosen.lag_anchors).items():
+                into[f"{key}/{name}"] = self._padded(curve)
         if layer.weight_norm is not None and layer.attribution is not None:
             into[f"{key}/weight_norm"] = self._padded(layer.weight_norm.log10())
             into[f"{key}/attribution"] = self._padded(layer.attribution)
@@ -232,7 +228,7 @@ class Observation:
             for gate, values in zip(names, blocks.unbind(1), strict=True):
                 into[f"{key}/gate_norm/{gate}"] = self._padded(values)
         if chosen.units:
-            into |= _units(key, trajectory)
+            into |= {f"{key}/{name}": part for name, part in at_their_ends(trajectory).items()}
         if chosen.lyapunov_exponents:
             into[f"{key}/lyapunov"] = lyapunov(trajectory, chosen.lyapunov_exponents).numpy()
         if chosen.jacobians:
@@ -307,22 +303,43 @@ def _spectra(model: SequenceModel) -> Quantities:
     return found
 
 
-def _units(key: str, trajectory: Trajectory) -> Quantities:
+def lags(layer: LayerRecord, anchors: int) -> dict[str, Floats]:
+    """Over sequences and ``anchors`` time steps, what is left of an error by lag ``[T]``.
+
+    Args:
+        layer: Recorded with ``full`` and ``trajectory``.
+        anchors: How many time steps at most, of the last quarter.
+
+    Returns:
+        ``lag``, ``lag_p5`` and ``lag_p95``, and with a cell state ``lag_cell``.
+    """
+    assert layer.trajectory is not None and layer.hidden_grad is not None
+    steps = _anchors(layer.hidden_grad, anchors)
+    curves = lag_curves(layer.trajectory, layer.hidden_grad, steps)
+    shares = {"lag": 0.5, "lag_p5": 0.05, "lag_p95": 0.95}
+    found = {name: _quantile(curves.hidden, share) for name, share in shares.items()}
+    if curves.cell is not None:
+        found["lag_cell"] = _quantile(curves.cell, 0.5)
+    return found
+
+
+def at_their_ends(trajectory: Trajectory) -> dict[str, float]:
+    """``saturated``, ``dead``, ``gate_low/<gate>`` and ``gate_high/<gate>`` of a layer."""
     values = units(trajectory)
-    hidden, found = values.hidden, {f"{key}/saturated": math.nan, f"{key}/dead": math.nan}
+    hidden, found = values.hidden, {"saturated": math.nan, "dead": math.nan}
     gated = len(gate_names(trajectory.module)) > 1  # an LSTM's or GRU's h ends in a tanh
     kind = getattr(trajectory.module, "nonlinearity", "tanh" if gated else None)
     if kind == "tanh":
-        found[f"{key}/saturated"] = (hidden.abs() > SATURATED).double().mean().item()
+        found["saturated"] = (hidden.abs() > SATURATED).double().mean().item()
     elif kind == "sigmoid":
         far = (hidden > SATURATED) | (hidden < 1 - SATURATED)
-        found[f"{key}/saturated"] = far.double().mean().item()
+        found["saturated"] = far.double().mean().item()
     elif kind == "relu":
-        found[f"{key}/dead"] = (hidden <= 0).flatten(0, 1).all(0).double().mean().item()
+        found["dead"] = (hidden <= 0).flatten(0, 1).all(0).double().mean().item()
     for gate, opened in values.gates.items():
-        found[f"{key}/gate_low/{gate}"] = (opened < 0.1).double().mean().item()
-        found[f"{key}/gate_high/{gate}"] = (opened > 0.9).double().mean().item()
-    return dict(found)
+        found[f"gate_low/{gate}"] = (opened < 0.1).double().mean().item()
+        found[f"gate_high/{gate}"] = (opened > 0.9).double().mean().item()
+    return found
 
 
 def _rules(names: Sequence[str]) -> Iterator[tuple[str, tuple[Clip, dict[str, Any]]]]:
