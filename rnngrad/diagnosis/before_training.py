@@ -15,12 +15,13 @@ from rnngrad.bptt import LayerRecord, Tape, record
 from rnngrad.diagnosis.detectors import examine
 from rnngrad.diagnosis.evidence import Evidence, Floats
 from rnngrad.diagnosis.findings import Diagnosis
-from rnngrad.dynamics import lag_curves
+from rnngrad.measure import at_their_ends, lags
 from rnngrad.norms import log10_mean, log10_rms, norms
+from rnngrad.replay import statistics_kept
 from rnngrad.runs import LayerHistory
 
 ANCHORS = 4
-"""Steps whose error is followed back, the last one among them."""
+"""Steps at most whose error is followed back, the last one among them."""
 
 
 def diagnose(model: nn.Module, batch: tuple[Any, Any], loss: Callable[..., Tensor]) -> Diagnosis:
@@ -51,7 +52,7 @@ def diagnose(model: nn.Module, batch: tuple[Any, Any], loss: Callable[..., Tenso
     """
     inputs, targets = batch
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    with _left_as_it_was(model, loss, arguments):
+    with _left_as_it_was(model, loss, (*arguments, targets)):
         with record(model, full=True, trajectory=True) as tape:
             value = loss(model(*arguments), targets)
             value.backward()
@@ -61,16 +62,16 @@ def diagnose(model: nn.Module, batch: tuple[Any, Any], loss: Callable[..., Tenso
 
 @contextmanager
 def _left_as_it_was(
-    model: nn.Module, loss: Callable[..., Tensor], arguments: tuple[Any, ...]
+    model: nn.Module, loss: Callable[..., Tensor], batch: tuple[Any, ...]
 ) -> Iterator[None]:
     """Inside, gradients are empty; afterwards they, buffers and random streams are as before."""
-    leaves = [*model.parameters(), *(a for a in arguments if isinstance(a, Tensor) and a.is_leaf)]
+    leaves = [*model.parameters(), *(a for a in batch if isinstance(a, Tensor) and a.is_leaf)]
     if isinstance(loss, nn.Module):
         leaves += loss.parameters()
     gradients = [(leaf, leaf.grad) for leaf in leaves]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {leaf.device.index for leaf in leaves if leaf.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+    forked = torch.random.fork_rng(devices=sorted(d for d in devices if d is not None))
+    with forked, statistics_kept(model):
         try:
             for leaf in leaves:
                 leaf.grad = None
@@ -79,9 +80,6 @@ def _left_as_it_was(
         finally:
             for leaf, gradient in gradients:
                 leaf.grad = gradient
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
 
 
 def _evidence(model: nn.Module, tape: Tape, value: float) -> Evidence:
@@ -101,7 +99,9 @@ def _evidence(model: nn.Module, tape: Tape, value: float) -> Evidence:
     for name in tape:
         layer = max(tape.calls(name), key=lambda call: len(call.hidden_norm))
         histories[name] = _history(layer)
-        measures |= {f"{name}/{kind}": row for kind, row in _lags(layer)}
+        assert layer.trajectory is not None
+        found = lags(layer, ANCHORS) | at_their_ends(layer.trajectory)
+        measures |= {f"{name}/{kind}": np.asarray(row)[None] for kind, row in found.items()}
     updates = {
         "step": np.zeros(1, np.int64),
         "loss": np.array([value]),
@@ -120,27 +120,6 @@ def _history(layer: LayerRecord) -> LayerHistory:
         hidden_mean=log10_mean(layer.hidden_norm).numpy()[None],
         cell=None if layer.cell_norm is None else log10_rms(layer.cell_norm).numpy()[None],
     )
-
-
-def _lags(layer: LayerRecord) -> Iterator[tuple[str, Floats]]:
-    """The lag-resolved curves ``[1, T]``, and their spread."""
-    assert layer.trajectory is not None and layer.hidden_grad is not None
-    steps = len(layer.hidden_grad)
-    anchors = sorted({steps - 1 - i * steps // ANCHORS for i in range(ANCHORS)}, reverse=True)
-    curves = lag_curves(layer.trajectory, layer.hidden_grad, anchors)
-    for suffix, share in (("", 0.5), ("_p5", 0.05), ("_p95", 0.95)):
-        yield f"lag{suffix}", quantile(curves.hidden, share)[None]
-    if curves.cell is not None:
-        yield "lag_cell", quantile(curves.cell, 0.5)[None]
-
-
-def quantile(curves: Tensor, share: float) -> Floats:
-    """Over the last dimension of what is not NaN: a value that is there, as -inf may be one."""
-    values = np.sort(curves.numpy(), axis=-1)  # NaN last
-    count = (~np.isnan(values)).sum(-1)
-    index = np.clip(np.ceil(share * count).astype(int) - 1, 0, None)
-    found: Floats = np.take_along_axis(values, index[..., None], -1)[..., 0]
-    return found
 
 
 def _config(model: nn.Module) -> Mapping[str, Any]:

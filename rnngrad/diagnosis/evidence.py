@@ -258,7 +258,7 @@ def _measured_curves(evidence: Evidence) -> Iterator[Curve]:
             high = evidence.measures.get(f"{layer}/{quantity}_p95", table)
             for step, *rows in zip(evidence.steps, table, low, high, strict=True):
                 length = int((~np.isnan(rows[0])).sum())
-                if length and not np.isnan(rows[0][:length]).any():
+                if length > 1 and not np.isnan(rows[0][:length]).any():
                     name = layer if quantity == "lag" else f"{layer} (c)"
                     yield Curve(int(step), name, *(row[:length] for row in rows))
 
@@ -277,7 +277,7 @@ def _recorded_curves(evidence: Evidence) -> Iterator[Curve]:
     for kind, table in (("", history.hidden), (" (c)", history.cell)):
         for step, row in zip(history.step, () if table is None else table, strict=False):
             curve = row[~np.isnan(row)][::-1]
-            if len(curve) and np.isfinite(curve[0]):
+            if len(curve) > 1 and np.isfinite(curve[0]):
                 curve = curve - curve[0]
                 yield Curve(int(step), f"{layer}{kind}", curve, curve, curve)
 
