@@ -51,6 +51,8 @@ AGAINST = {
         "against_saturation",
         "against_dead_units",
         "against_nonfinite",
+        "against_underflow",
+        "against_jumps",
         "against_depth",
         "against_decay",
         "slower",
@@ -593,6 +595,32 @@ def test_the_text_says_what_is_wrong_why_and_what_to_type_first() -> None:
     assert "10^-19.8 arrives 99 steps before" in lines[1]
     assert any(entry.strip().startswith("try first: cell=lstm") for entry in lines)
     assert len(lines) <= 8
+
+
+def test_a_learning_rate_that_throws_the_weights_off_is_answered_by_one_that_does_not() -> None:
+    measured = {"parameter/a/norm": 1.0, "parameter/a/update_norm": [80.0, 0.01, 0.01]}
+    run = evidence(line(0.0), loss=500.0, measured=measured, settings=config(optim__lr=10.0))
+    diagnosis = examine(run)
+    assert diagnosis.verdict == "exploding"
+    overrides = [remedy.override for remedy in diagnosis.remedies]
+    assert overrides[0] == "optim.lr=1e-3"  # 10 / 80 / 100, to one digit
+    assert sum(override.startswith("optim.lr=") for override in overrides) == 1
+    assert not any(override.startswith("trainer.") for override in overrides)
+
+
+def test_clipping_is_suggested_at_a_norm_seen_unless_those_have_exploded() -> None:
+    for level, threshold in ((-1.0, "0.1"), (6.0, "1")):
+        run = evidence(line(0.05), loss=1.0, norms=[level] * 100, settings=config(clip="none"))
+        assert examine(run).remedies[0].override == f"clip=norm clip.max_norm={threshold}"
+
+
+def test_a_number_that_is_none_out_of_the_blue_points_at_the_data() -> None:
+    calm, wild = (
+        evidence(loss=[1.0] * 60 + [math.nan]),
+        evidence(loss=[1.0] * 60 + [math.nan], norms=[3.0] * 61),
+    )
+    assert "look at the data of that step" in found(calm, "loss not finite").evidence
+    assert "look at the data" not in found(wild, "loss not finite").evidence
 
 
 def test_a_healthy_diagnosis_is_one_line() -> None:

@@ -18,6 +18,9 @@ LEVELS: tuple[Level, ...] = ("unknown", "ok", "warning", "alarm")
 SICK: tuple[Verdict, ...] = ("vanishing", "exploding", "both", "numerical", "saturated")
 """The verdicts that say what is wrong."""
 
+CONSEQUENCES = ("at chance", "stalled")
+"""Symptoms that say that something is wrong, and not what."""
+
 
 class Remedy(NamedTuple):
     """Something to try.
@@ -101,8 +104,17 @@ class Diagnosis:
 
     @property
     def remedies(self) -> tuple[Remedy, ...]:
-        """What to try, the best supported first, of the findings that decided."""
-        return tuple(once(remedy for symptom in self.because for remedy in self[symptom].remedies))
+        """What to try, the best supported first, of the findings that decided.
+
+        Of several values for one key the first.
+        """
+        deciding = [symptom for symptom in self.because if symptom not in CONSEQUENCES]
+        found: dict[str, Remedy] = {}
+        for symptom in deciding or self.because:
+            for remedy in self[symptom].remedies:
+                key, _, value = remedy.override.partition("=")
+                found.setdefault(key if _is_number(value) else remedy.override, remedy)
+        return tuple(found.values())
 
     def text(self) -> str:
         """The verdict, its evidence and what to try first, in a few lines."""
@@ -129,3 +141,11 @@ def once(remedies: Iterable[Remedy]) -> Iterator[Remedy]:
         if remedy.override not in seen:
             seen.add(remedy.override)
             yield remedy
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

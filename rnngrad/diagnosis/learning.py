@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from rnngrad.diagnosis.evidence import AT_CHANCE, STALLED, Evidence, Floats
-from rnngrad.diagnosis.findings import Finding, Level
+from rnngrad.diagnosis.findings import Finding, Level, Remedy
 from rnngrad.diagnosis.grading import finding, graded, last_finite, unknown
 from rnngrad.diagnosis.remedies import Setup, against_decay, faster, longer
 
@@ -86,11 +87,18 @@ def stalled(evidence: Evidence, setup: Setup) -> Finding:
         level = ("alarm" if before < STALLED else "warning", STALLED)
     value = recent if level[0] == "warning" else before
     words = f"the loss falls by {100 * value:.2g} % of itself over a tenth of the updates"
+    words = words if value else "the loss stands still"
     speed = update_ratio(evidence)
     if speed < IDLE:
         words += f", and an update changes the weights by {speed:.0e} of themselves"
-    remedies = (*(faster(setup) if speed < IDLE else ()), *longer(setup))
-    return finding(symptom, value, level, words, evidence.losses[0][-1:], remedies)
+    return finding(symptom, value, level, words, evidence.losses[0][-1:], _more(evidence, setup))
+
+
+def _more(evidence: Evidence, setup: Setup) -> Iterator[Remedy]:
+    """What gets a run further of which nothing else is known to be wrong."""
+    if update_ratio(evidence) < IDLE:
+        yield from faster(setup)
+    yield from longer(setup)
 
 
 def update_ratio(evidence: Evidence) -> float:
@@ -129,5 +137,5 @@ def at_chance(evidence: Evidence, setup: Setup) -> Finding:
         f"the loss is {evidence.final_loss:.4g} where a predictor without memory has "
         f"{evidence.chance:.4g}",
         steps[losses >= (1 - level[1]) * evidence.chance],
-        longer(setup),
+        _more(evidence, setup),
     )

@@ -12,7 +12,12 @@ from rnngrad.diagnosis.evidence import Evidence, Floats
 from rnngrad.diagnosis.findings import LEVELS, Finding, Level
 from rnngrad.diagnosis.grading import finding, graded, power, shown, unknown
 from rnngrad.diagnosis.learning import update_ratios
-from rnngrad.diagnosis.remedies import Setup, against_exploding, against_nonfinite
+from rnngrad.diagnosis.remedies import (
+    Setup,
+    against_jumps,
+    against_nonfinite,
+    against_underflow,
+)
 
 JUMP = 0.1
 """An ordinary update, as a part of the weights: a hundred times the 10^-3 of Karpathy's CS231n. Not
@@ -44,7 +49,8 @@ def jumps(evidence: Evidence, setup: Setup) -> Finding:
     """
     ratios = update_ratios(evidence)
     worst = max(_ordinary(evidence, ratios), _largest(evidence, ratios), _spike(evidence))
-    remedies = against_exploding(setup)
+    largest = float(np.nanmax(ratios)) if not np.isnan(ratios).all() else 0.0
+    remedies = against_jumps(setup, largest)
     level = (LEVELS[worst.level], worst.threshold)
     return finding("jumps", worst.value, level, worst.words, worst.steps, remedies)
 
@@ -158,17 +164,21 @@ def nonfinite_loss(evidence: Evidence, setup: Setup) -> Finding:
         return unknown(symptom, 0.0, "there is no loss yet")
     if first is None and evidence.summary.get("status") != "diverged":
         return finding(symptom, 0.0, ("ok", 0.0), "every loss and gradient is finite")
-    _, norms = evidence.log10_grad_norm
-    seen = [power(norm) for norm in norms[np.isfinite(norms)][-3:]]
+    steps, norms = evidence.log10_grad_norm
+    before = norms[np.isfinite(norms)][-3:]
     words = str(evidence.summary.get("reason") or f"step {first}: loss or gradient is not finite")
-    level: tuple[Level, float] = ("alarm", 0.0)
+    if len(before):
+        words += f"; the last norms before were {', '.join(map(power, before))}"
+    thrown = bool((update_ratios(evidence) >= REPLACED).any())
+    if len(before) and before.max() <= 1 and first is not None and first > 1 and not thrown:
+        words += ", nothing out of the ordinary: look at the data of that step"
     return finding(
         symptom,
         1.0,
-        level,
-        words + (f"; the last norms before were {', '.join(seen)}" if seen else ""),
+        ("alarm", 0.0),
+        words,
         () if first is None else (first,),
-        against_nonfinite(setup),
+        against_nonfinite(setup, from_the_start=first is not None and first <= 1),
     )
 
 
@@ -183,7 +193,14 @@ def overflow(evidence: Evidence, setup: Setup) -> Finding:
     value = max(largest)
     level = graded(value, OVERFLOW, OVERFLOW)
     words = f"the largest gradient has norm {power(value)}"
-    return finding(symptom, value, level, words, steps[norms >= OVERFLOW], against_nonfinite(setup))
+    return finding(
+        symptom,
+        value,
+        level,
+        words,
+        steps[norms >= OVERFLOW],
+        against_nonfinite(setup, from_the_start=True),
+    )
 
 
 def underflow(evidence: Evidence, setup: Setup) -> Finding:
@@ -216,6 +233,6 @@ def underflow(evidence: Evidence, setup: Setup) -> Finding:
                 f"{layer}: the gradient is under float32's least normal number, or 0, at "
                 f"{100 * value:.0f} % of the time steps"
             )
-    remedies = against_nonfinite(setup) if level == "alarm" else ()
+    remedies = against_underflow(setup) if level == "alarm" else ()
     where = steps[under] if level == "alarm" else ()
     return finding(symptom, value, (level, 0.0), words, where, remedies)  # type: ignore[arg-type]

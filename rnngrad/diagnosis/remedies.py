@@ -17,6 +17,10 @@ from rnngrad.diagnosis.thresholds import clip_thresholds
 GATED = ("lstm", "gru", "ln_lstm", "bn_lstm")
 FREE_MATRIX = ("rnn", "ln_rnn", "bn_rnn", "lstm", "gru", "ln_lstm", "bn_lstm")
 """Cells whose recurrent weight is a matrix that an initialisation may fill."""
+ADAPTIVE = ("adam", "adamw", "rmsprop")
+"""Optimisers whose steps do not depend on the gradient's length: clipping does not shorten them."""
+FAINT, EXPLODED = 1e-6, 10.0
+"""Norms between which the median is a threshold; beyond, 1 is, which is what most papers have."""
 OMEGA = ("tanh", "sigmoid", "relu", "linear")
 """Nonlinearities that ``regularizer=omega`` is defined for."""
 
@@ -28,7 +32,7 @@ class Setup:
     Args:
         config: As ``Run.config``; of a model of the user's own, as much as its layers tell.
         time_steps: ``T``.
-        max_norm: What a clip threshold could be; NaN if no norm was seen.
+        max_norm: The median of the norms seen; NaN if there was none.
     """
 
     config: Mapping[str, Any]
@@ -40,6 +44,11 @@ class Setup:
         """That of a run or a model."""
         median = [t.threshold for t in clip_thresholds(evidence.log10_grad_norm[1])[:1]]
         return cls(evidence.config, evidence.time_steps, median[0] if median else math.nan)
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether the norms seen are such that a threshold among them makes sense."""
+        return FAINT < self.max_norm <= EXPLODED
 
     def get(self, key: str, default: Any = None) -> Any:
         """A setting, as ``optim.lr``."""
@@ -177,15 +186,33 @@ def _against_exploding(setup: Setup) -> Iterator[Remedy]:
 
 
 def _clipping(setup: Setup) -> Iterator[Remedy]:
-    """Clipping by norm at what half of the norms seen lie under."""
-    if not 0 < setup.max_norm < math.inf:
+    """Clipping by norm at what half of the norms seen lie under, if they are ordinary."""
+    if not setup.max_norm > FAINT:
         return
-    threshold = f"clip.max_norm={setup.max_norm:.2g}"
-    words = f"clip_grad_norm_(parameters, {setup.max_norm:.2g}), the median of the norms seen"
+    number = f"{setup.max_norm:.2g}" if setup.ordinary else "1"
+    of = ", the median of the norms seen" if setup.ordinary else ""
+    words = f"clip_grad_norm_(parameters, {number}){of}"
     if setup.get("clip.name") != "norm":
-        yield Remedy(f"clip=norm {threshold}", words)
-    elif float(setup.get("clip.max_norm", math.inf)) > 1.05 * setup.max_norm:
-        yield Remedy(threshold, words)
+        yield Remedy(f"clip=norm clip.max_norm={number}", words)
+    elif float(setup.get("clip.max_norm", math.inf)) > 1.05 * float(number):
+        yield Remedy(f"clip.max_norm={number}", words)
+
+
+def against_jumps(setup: Setup, largest: float = 0.0) -> tuple[Remedy, ...]:
+    """What keeps updates in proportion.
+
+    Args:
+        setup: Of the run.
+        largest: The largest update, as a part of the weights.
+    """
+    rate = setup.get("optim.lr")
+    too_fast = setup.ordinary or setup.get("optim.name") in ADAPTIVE
+    if rate is None or not too_fast or not 1 < largest < math.inf:
+        return against_exploding(setup)
+    # with which that update would have been a hundredth of the weights
+    wanted = f"{rate * 0.01 / largest:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    fitting = Remedy(f"optim.lr={wanted}", f"a learning rate of {wanted}")
+    return tuple(once([fitting, *against_exploding(setup)]))
 
 
 def slower(setup: Setup) -> Iterator[Remedy]:
@@ -215,9 +242,7 @@ def against_saturation(setup: Setup) -> tuple[Remedy, ...]:
 
 
 def _against_saturation(setup: Setup) -> Iterator[Remedy]:
-    glorot = {setup.get(f"init.{role}") for role in ("input", "recurrent", "output")}
-    if glorot != {"xavier_uniform"} and setup.cell in FREE_MATRIX:
-        yield Remedy("init=glorot", "nn.init.xavier_uniform_ for all weights, biases 0")
+    yield from _glorot(setup)
     yield from slower(setup)
     normalised = "ln_lstm" if setup.cell in ("lstm", "gru", "bn_lstm") else "ln_rnn"
     if setup.cell and setup.cell not in ("ln_rnn", "ln_lstm"):
@@ -242,12 +267,18 @@ def _against_dead_units(setup: Setup) -> Iterator[Remedy]:
     yield from slower(setup)
 
 
-def against_nonfinite(setup: Setup) -> tuple[Remedy, ...]:
+def against_nonfinite(setup: Setup, from_the_start: bool = False) -> tuple[Remedy, ...]:
     """What keeps numbers finite, once the data are known to be."""
-    return tuple(once([*slower(setup), *_clipping(setup), *_smaller_weights(setup)]))
+    smaller, steps = [*_glorot(setup)], [*slower(setup), *_clipping(setup)]
+    return tuple(once([*smaller, *steps] if from_the_start else [*steps, *smaller]))
 
 
-def _smaller_weights(setup: Setup) -> Iterator[Remedy]:
+def against_underflow(setup: Setup) -> tuple[Remedy, ...]:
+    """What brings a gradient back into float32's range, once the loss's own scale is known."""
+    return tuple(_glorot(setup))
+
+
+def _glorot(setup: Setup) -> Iterator[Remedy]:
     glorot = {setup.get(f"init.{role}") for role in ("input", "recurrent", "output")}
     if setup.cell in FREE_MATRIX and glorot != {"xavier_uniform"}:
         yield Remedy("init=glorot", "nn.init.xavier_uniform_ for all weights, biases 0")
@@ -264,7 +295,7 @@ def _against_depth(setup: Setup) -> Iterator[Remedy]:
         yield Remedy("cell.num_layers=1", "fewer layers")
     if setup.cell == "rnn" and setup.get("cell.nonlinearity") == "sigmoid":
         yield Remedy("cell.nonlinearity=tanh", "tanh, whose slope reaches 1, for sigmoid's 1/4")
-    yield from _smaller_weights(setup)
+    yield from _glorot(setup)
     if setup.get("optim.name") == "sgd":
         yield Remedy(
             "optim=adam optim.lr=0.001", "Adam, which gives every weight a step of its own size"
@@ -275,7 +306,8 @@ def _against_depth(setup: Setup) -> Iterator[Remedy]:
 
 def against_decay(setup: Setup) -> tuple[Remedy, ...]:
     """What lets weights be that no gradient holds up."""
-    found = []
     if setup.get("optim.weight_decay", 0) > 0:
-        found.append(Remedy("optim.weight_decay=0", "no weight decay"))
-    return tuple(once([*found, *against_vanishing(setup)]))
+        return (Remedy("optim.weight_decay=0", "no weight decay"),)
+    if setup.get("regularizer.name", "none") != "none":
+        return (Remedy("regularizer=none", "no penalty"),)
+    return ()

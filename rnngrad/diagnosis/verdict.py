@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rnngrad.diagnosis.evidence import Evidence
-from rnngrad.diagnosis.findings import Diagnosis, Finding, Verdict
+from rnngrad.diagnosis.findings import CONSEQUENCES, Diagnosis, Finding, Verdict
 
 
 def verdict(evidence: Evidence, findings: tuple[Finding, ...]) -> Diagnosis:
@@ -34,7 +34,7 @@ def verdict(evidence: Evidence, findings: tuple[Finding, ...]) -> Diagnosis:
     ):
         if because:
             if outcome == "stuck":
-                because += _bad(by_symptom, "at chance", "stalled")
+                because += _bad(by_symptom, *CONSEQUENCES)
             if outcome == "diverged":
                 because += _bad(by_symptom, "loss not finite")
             return Diagnosis(name, findings, tuple(dict.fromkeys(because)))  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ def _undecided(
     known = by_symptom["vanishing in time"].level != "unknown"
     if evidence.outcome == "unknown" and known:
         name = "healthy"
-    because = () if name == "healthy" else _bad(by_symptom, "at chance", "stalled")
+    because = () if name == "healthy" else _bad(by_symptom, *CONSEQUENCES)
     return Diagnosis(name, findings, because)
 
 
@@ -69,7 +69,7 @@ def _exploding(found: Mapping[str, Finding]) -> tuple[str, ...]:
 
 def _vanishing(found: Mapping[str, Finding]) -> tuple[str, ...]:
     because = _alarms(
-        found, "vanishing in time", "lower layers barely learn", "weights shrink by decay alone"
+        found, "weights shrink by decay alone", "vanishing in time", "lower layers barely learn"
     )
     if not because and found["stalled"].alarm:
         because = _bad(found, "vanishing in time")
