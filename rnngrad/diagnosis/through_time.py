@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def vanishing_in_time(evidence: Evidence, setup: Setup) -> Finding:
         value,
         level,
         words + _when(best),
-        _steps_where_all(evidence.curves, lambda curve: curve.values[-1] <= level[1]),
+        _steps(evidence.curves, all, lambda curve: curve.values[-1] <= level[1]),
         against_vanishing(setup),
     )
 
@@ -91,12 +91,14 @@ def holds(line: Decay) -> bool:
     return line.r2 >= STRAIGHT and line.points >= POINTS
 
 
-def _steps_where_all(curves: Sequence[Curve], shows: Callable[[Curve], bool]) -> list[int]:
-    """The steps at which every curve shows it."""
-    by_step: dict[int, bool] = {}
+def _steps(
+    curves: Sequence[Curve], every: Callable[[Iterable[bool]], bool], shows: Callable[[Curve], bool]
+) -> Iterator[int]:
+    """The steps at which ``all`` or ``any`` of the curves show it; looks only when asked."""
+    by_step: dict[int, list[bool]] = {}
     for curve in curves:
-        by_step[curve.step] = by_step.get(curve.step, True) and bool(shows(curve))
-    return [step for step, all_show in sorted(by_step.items()) if all_show]
+        by_step.setdefault(curve.step, []).append(bool(shows(curve)))
+    yield from (step for step, found in sorted(by_step.items()) if every(found))
 
 
 def exploding_in_time(evidence: Evidence, setup: Setup) -> Finding:
@@ -119,7 +121,7 @@ def exploding_in_time(evidence: Evidence, setup: Setup) -> Finding:
         value,
         (level, GROWTH[1] if level == "alarm" else GROWTH[0]),
         words + _when(worst),
-        sorted({c.step for c in evidence.curves if growth(c.values)[0] >= order}),
+        _steps(evidence.curves, any, lambda curve: growth(curve.values)[0] >= order),
         against_exploding(setup),
     )
 
@@ -156,7 +158,7 @@ def both_at_once(evidence: Evidence, setup: Setup) -> Finding:
         level,
         f"{widest.layer}: {widest.lag} steps before, an error is {power(low)} of its size in one "
         f"sequence of 20 and {power(high)} in another{_when(widest)}",
-        sorted({curve.step for curve in evidence.curves if straddle(curve) >= level[1]}),
+        _steps(evidence.curves, any, lambda curve: straddle(curve) >= level[1]),
         (*against_exploding(setup), *against_vanishing(setup)),
     )
 
