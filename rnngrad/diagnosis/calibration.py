@@ -32,8 +32,9 @@ from rnngrad.init import INITS
 from rnngrad.initial import gaussian
 from rnngrad.runs import Run, find_runs
 
-TUNING = range(100, 110)
-JUDGING = range(10)
+TUNING = (*range(100, 110), *range(10))
+"""Seeds 0 to 9 judged a first time; what they showed was mended, and so they judge no more."""
+JUDGING = range(10, 20)
 
 SMALL = (
     "cell.hidden_size=32 trainer.batch_size=32 trainer.eval_size=500 trainer.eval_every=50 "
@@ -354,6 +355,8 @@ class Judged(NamedTuple):
         expected: The verdict that was written down.
         diagnosis: What came out.
         solved: Whether the run solved its task.
+        learnt: Whether it did, or ended at least 10 % under chance; an untrained model has nothing
+            to learn.
     """
 
     case: str
@@ -361,6 +364,7 @@ class Judged(NamedTuple):
     expected: Verdict
     diagnosis: Diagnosis
     solved: bool = False
+    learnt: bool = True
 
     @property
     def right(self) -> bool:
@@ -401,8 +405,12 @@ def train_case(case: Case, seeds: Sequence[int], folder: Path) -> list[Judged]:
 
 def judge(case: Case, run: Run) -> Judged:
     """What the diagnosis of one of the case's runs is."""
-    solved = run.summary["solved_at"] is not None
-    return Judged(case.name, run.config["seed"], case.verdict, diagnose_run(run), solved)
+    summary = run.summary
+    solved = summary["solved_at"] is not None
+    last, chance = summary["eval_loss"], summary["chance_loss"]
+    learnt = summary["status"] == "completed" and last is not None and last < 0.9 * chance
+    seed = run.config["seed"]
+    return Judged(case.name, seed, case.verdict, diagnose_run(run), solved, learnt)
 
 
 def write_plugin(folder: Path) -> None:
@@ -479,11 +487,15 @@ def tables(judged: Sequence[Judged], cases: Sequence[Case] = CASES) -> str:
 def _confusion(title: str, judged: Sequence[Judged]) -> Iterator[str]:
     right = sum(found.right for found in judged)
     healthy = [found for found in judged if found.expected == "healthy"]
-    sick = sum(found.diagnosis.in_trouble for found in healthy)
+    sick = [found.learnt for found in healthy if found.diagnosis.in_trouble]
+    failed = sum(not found.learnt for found in healthy)
     yield f"### {title}"
     yield ""
-    yield f"{right} of {len(judged)} verdicts are right ({100 * right / len(judged):.1f} %); of "
-    yield f"{len(healthy)} that are healthy {sick} were called sick. Rows: what was written down."
+    yield f"{right} of {len(judged)} verdicts are right ({100 * right / len(judged):.1f} %)."
+    yield f"{len(healthy)} were made to be healthy, and {len(healthy) - failed} are: {sum(sick)} of"
+    yield f"these are called sick. {failed} did not learn after all; of those"
+    yield f"{len(sick) - sum(sick)} are."
+    yield "Rows: what was written down; columns: the verdict."
     yield ""
     yield f"| | {' | '.join(VERDICTS)} |"
     yield "|---" * (len(VERDICTS) + 1) + "|"

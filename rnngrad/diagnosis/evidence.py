@@ -21,6 +21,8 @@ Outcome = Literal["solved", "learnt", "learning", "stuck", "diverged", "unknown"
 AT_CHANCE = 0.1
 """A loss less than this part under chance counts as chance: an evaluation of 1,000 sequences is
 itself off by some 4 % (adding), and short lags alone give a few percent."""
+HAD_LEARNT = 0.25
+"""A loss this part under chance was no accident of one evaluation."""
 LEARNT = 0.5
 """A loss under half of chance has been learnt from what the task hides."""
 STALLED = 0.01
@@ -177,6 +179,15 @@ class Evidence:
     def progress(self) -> float:
         """How far the loss is under chance: 0 at chance, 1 at a loss of 0; NaN if unknown."""
         return 1 - self.final_loss / self.chance if self.chance > 0 else math.nan
+
+    @property
+    def forgot(self) -> bool:
+        """Whether an evaluation was well under chance and the last one is at chance again."""
+        evaluated = self.metrics.get("eval_loss", np.empty(0))
+        evaluated = evaluated[np.isfinite(evaluated)]
+        if not len(evaluated) or not self.chance > 0:
+            return False
+        return bool(1 - evaluated.min() / self.chance >= HAD_LEARNT and self.progress < AT_CHANCE)
 
     def improvement(self, part: float) -> float:
         """By what part of itself the loss fell over a tenth of the budget, at the end of it.

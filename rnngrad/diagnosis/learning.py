@@ -86,7 +86,8 @@ def stalled(evidence: Evidence, setup: Setup) -> Finding:
     if not evidence.learns and recent < STALLED:
         level = ("alarm" if before < STALLED else "warning", STALLED)
     value = recent if level[0] == "warning" else before
-    words = f"the loss falls by {100 * value:.2g} % of itself over a tenth of the updates"
+    way = "falls" if value > 0 else "rises"
+    words = f"the loss {way} by {100 * abs(value):.2g} % of itself over a tenth of the updates"
     words = words if value else "the loss stands still"
     speed = update_ratio(evidence)
     if speed < IDLE:

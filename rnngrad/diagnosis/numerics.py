@@ -45,7 +45,8 @@ def jumps(evidence: Evidence, setup: Setup) -> Finding:
     """Updates out of proportion to the weights, and norms out of proportion to those before.
 
     A norm is a spike if it is both an outlier and many times the median of the last ``WINDOW``. It
-    is an alarm only where it did harm: the run diverged, or is further off than chance.
+    is an alarm only where it did harm: the run diverged, is further off than chance, or is back
+    there from where it had got to.
     """
     ratios = update_ratios(evidence)
     worst = max(_ordinary(evidence, ratios), _largest(evidence, ratios), _spike(evidence))
@@ -96,10 +97,12 @@ def _spike(evidence: Evidence) -> _Jump:
     if value < SPIKE[0]:
         return _Jump(1, -math.inf, SPIKE[0], "no norm is out of proportion to those before")
     threshold, level = SPIKE[0], 2
-    harmed = evidence.outcome == "diverged" or evidence.progress < 1 - WORSE
+    harmed = evidence.outcome == "diverged" or evidence.progress < 1 - WORSE or evidence.forgot
     if harmed and ((above >= SPIKE[1]) & (deviations >= OUTLIER[1])).any():
         threshold, level = SPIKE[1], 3
     words = f"the gradient's norm spikes to {power(value)} times its running median"
+    if evidence.forgot:
+        words += ", and what had been learnt is lost"
     where = steps[(above >= threshold) & (deviations >= OUTLIER[0])]
     return _Jump(level, value, threshold, words, shown(where))
 
