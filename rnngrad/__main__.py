@@ -63,7 +63,8 @@ def run_command() -> int:
         return 128 + signal.SIGINT
     except Exception as error:  # a job keeps its own: this is Hydra, refusing the command line
         return _refuse(error, sys.argv[1:])
-    return _conclude([(int(code), Path(path)) for code, path, _ in outcomes], outcomes[0][2])
+    sweep = outcomes[0][2] if outcomes else ""  # none ran: --cfg, --info
+    return _conclude([(int(code), Path(path)) for code, path, _ in outcomes], sweep)
 
 
 def _arguments() -> None:
@@ -209,6 +210,9 @@ def _conclude(outcomes: list[tuple[int, Path]], sweep: str) -> int:
         _tell(finished, sweep)
     except OSError:  # nobody reads, or the disk is full: the runs are as good as they were
         sys.stdout = open(os.devnull, "w")
+    except Exception as error:
+        log.error(traceback.format_exc())
+        _say(f"the runs are whole, but cannot be summed up ({type(error).__name__}: {error})")
     codes = [code for code, _ in outcomes]
     if len(codes) == 1:
         return codes[0]

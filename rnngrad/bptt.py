@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -121,6 +121,10 @@ class LayerRecord:
     attribution: Tensor | None = None
     contribution: Contribution | None = None
     trajectory: Trajectory | None = None
+
+    def norms_only(self) -> LayerRecord:
+        """Without what takes memory in the order of the sequence's states."""
+        return replace(self, hidden_grad=None, cell_grad=None, trajectory=None, contribution=None)
 
 
 class record:  # lower case like torch.no_grad: it reads as a statement

@@ -250,7 +250,9 @@ class Experiment:
         """Measures the model, if anything is to be."""
         if not isinstance(self.measure, Dynamics):
             return None
-        whole = self.trainer.tbptt is None and self.trainer.recompute_segments == 1
+        tbptt = self.trainer.tbptt
+        all_the_way = tbptt is None or tbptt[1] >= self.task.time_steps
+        whole = all_the_way and self.trainer.recompute_segments == 1
         return Observer(self.measure, model, self.task.time_steps, whole=whole)
 
     @property

@@ -172,7 +172,7 @@ def lyapunov(trajectory: Trajectory, count: int, sequences: int = 4, every: int 
 
     Args:
         trajectory: ``LayerRecord.trajectory``.
-        count: How many exponents.
+        count: How many exponents; NaN for those that the state is too small to have.
         sequences: To take the mean over; the first ones, of packed ones those of full length.
         every: Steps between two orthonormalisations at most; less where directions grow so
             differently that the slow ones would be lost.
@@ -182,31 +182,33 @@ def lyapunov(trajectory: Trajectory, count: int, sequences: int = 4, every: int 
         direction dies.
 
     Raises:
-        ValueError: There are fewer directions than that, or fewer than two steps.
+        ValueError: No exponent is asked for, or there are fewer than two steps.
 
     Reference:
         Benettin, Galgani, Giorgilli & Strelcyn, "Lyapunov characteristic exponents for smooth
         dynamical systems", Meccanica 1980; Engelken, Wolf & Abbott, "Lyapunov spectra of chaotic
         recurrent neural networks", Physical Review Research 2023.
     """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
     with replay(trajectory, sequences, dtype=torch.float64) as again:
         steps, size = len(again.x), again.size
         if steps < 2:
             raise ValueError("Lyapunov exponents take at least 2 time steps, got 1")
-        if not 1 <= count <= size:
-            raise ValueError(f"count must be 1 to {size}, the size of the state, got {count}")
-        kept = steps - -(-steps // 10)  # from here back everything counts
+        kept = max(2, steps - -(-steps // 10))  # from here back everything counts
         ends = [*range(steps, kept, -every), *range(kept, 1, -every), 1]
         states = again.states(ends[1:])
-        frame = _Frame(again, count, 1 if again.couples_rows else every)
+        frame = _Frame(again, min(count, size), 1 if again.couples_rows else every)
         for start, stop in zip(ends[1:], ends, strict=False):
             if stop == kept:
                 frame.growth.zero_()
             frame.through(start, stop, states[start])
     mean = frame.growth[: again.asked].mean(0) / (kept - 1)
-    return mean.sort(descending=True).values.cpu()
+    found = mean.new_full((count,), math.nan)
+    found[: len(mean)] = mean.sort(descending=True).values
+    return found.cpu()
 
 
 class _Frame:

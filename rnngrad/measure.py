@@ -124,7 +124,7 @@ class Observer:
         self.contributes = (
             whole
             and chosen.contributions
-            and all(isinstance(weight, nn.Parameter) for weight in weights)
+            and all(isinstance(w, nn.Parameter) and w.requires_grad for w in weights)
         )
         self.rules: dict[str, tuple[Clip, dict[str, Any]]] = {}
         if self.contributes and chosen.clip_effects:
@@ -148,13 +148,13 @@ class Observer:
 
 
 class Observation:
-    """One step's measurements, at three moments: before clipping, after it, after the update.
+    """One step's measurements, at four moments, of which the first is after the loss's backward.
 
     Args:
         observer: Says what to measure.
         records: Of the step's backward.
         inputs: The batch ``[T, B, I]``, with its gradient.
-        loss_of: Loss of another batch of the size given, with its graph.
+        loss_of: Loss of another batch of the size given, with its graph; ``None`` if there is none.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Observation:
         observer: Observer,
         records: Mapping[str, LayerRecord],
         inputs: Tensor,
-        loss_of: Callable[[int], Tensor],
+        loss_of: Callable[[int], Tensor | None],
     ) -> None:
         self._observer, self._chosen = observer, observer.chosen
         self._quantities: Quantities = {}
@@ -170,22 +170,20 @@ class Observation:
             name: p for name, p in observer.model.named_parameters() if p.requires_grad
         }
         self._before = [p.detach().clone() for p in self._parameters.values()]
-        self._grads = [
-            torch.zeros_like(p) if p.grad is None else p.grad.clone()
-            for p in self._parameters.values()
-        ]
+        self._grads = self._gradient()
         with _undisturbed(observer.model):
             if self._chosen.spectrum:
                 self._quantities |= _spectra(observer.model)
             if observer.whole:
                 self._measure(records, inputs, loss_of)
 
+    def whole(self) -> None:
+        """To be called when the gradient is whole, with any penalty's, before clipping."""
+        self._grads = self._gradient()
+
     def clipped(self) -> None:
         """To be called between clipping and the update."""
-        after = [
-            torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters.values()
-        ]
-        self._quantities["clip/cosine"] = _cosine(self._grads, after)
+        self._quantities["clip/cosine"] = _cosine(self._grads, self._gradient())
 
     def updated(self) -> Quantities:
         """To be called after the update: everything that was measured."""
@@ -197,11 +195,17 @@ class Observation:
                     self._quantities[f"parameter/{name}/{kind}"] = total_norm([values])
         return self._quantities
 
+    def _gradient(self) -> list[Tensor]:
+        return [
+            torch.zeros_like(p) if p.grad is None else p.grad.clone()
+            for p in self._parameters.values()
+        ]
+
     def _measure(
         self,
         records: Mapping[str, LayerRecord],
         inputs: Tensor,
-        loss_of: Callable[[int], Tensor],
+        loss_of: Callable[[int], Tensor | None],
     ) -> None:
         if self._chosen.inputs:
             grad = torch.zeros_like(inputs) if inputs.grad is None else inputs.grad
@@ -230,7 +234,10 @@ class Observation:
         if chosen.units:
             into |= {f"{key}/{name}": part for name, part in at_their_ends(trajectory).items()}
         if chosen.lyapunov_exponents:
-            into[f"{key}/lyapunov"] = lyapunov(trajectory, chosen.lyapunov_exponents).numpy()
+            into[f"{key}/lyapunov"] = np.full(chosen.lyapunov_exponents, math.nan)
+            if len(trajectory.input) > 1:
+                exponents = lyapunov(trajectory, chosen.lyapunov_exponents)
+                into[f"{key}/lyapunov"] = exponents.numpy()
         if chosen.jacobians:
             steps = np.linspace(0, len(trajectory.input) - 1, chosen.jacobians).round().astype(int)
             into[f"{key}/jacobian_norm"] = jacobian_norms(trajectory, steps.tolist()).numpy()
@@ -251,7 +258,7 @@ class Observation:
             share = contribution.along(grads[place]) / (square or math.nan)
             self._quantities[f"clip_effect/{name}"] = self._padded(share)
 
-    def _measure_noise(self, large: int, loss_of: Callable[[int], Tensor]) -> None:
+    def _measure_noise(self, large: int, loss_of: Callable[[int], Tensor | None]) -> None:
         """``|G|²`` and ``S`` from two sizes of batch.
 
         Reference:
@@ -259,9 +266,10 @@ class Observation:
             training", arXiv:1812.06162, 2018, appendix A.
         """
         small, signal, variance = large // 4, math.nan, math.nan
-        if small >= 2:
+        loss = loss_of(small) if small >= 2 else None
+        if loss is not None:
             parameters = [*self._parameters.values()]
-            grads = torch.autograd.grad(loss_of(small), parameters, allow_unused=True)
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True)
             in_small = total_norm([grad for grad in grads if grad is not None]) ** 2
             in_large = total_norm(self._grads) ** 2
             signal = (large * in_large - small * in_small) / (large - small)
@@ -290,11 +298,12 @@ def _spectra(model: SequenceModel) -> Quantities:
         if weight is None:
             continue
         matrix = weight.detach()
-        blocks = matrix.split(matrix.shape[-1]) if matrix.dim() == 2 else [matrix.diag()]
+        if matrix.dim() == 1:  # as IndRNN's
+            matrix = matrix.diag()
         names = gate_names(layer)
-        if len(names) != len(blocks):  # a cell that does not name them
-            names = tuple(map(str, range(len(blocks))))
-        for gate, block in zip(names, blocks, strict=True):
+        if not names or len(matrix) != len(names) * matrix.shape[1]:
+            continue  # a cell that does not name its blocks; or projected ones, not square
+        for gate, block in zip(names, matrix.chunk(len(names)), strict=True):
             end = f"/{gate}" if len(names) > 1 else ""
             measured = spectrum(block)
             found[f"{key}/spectral_radius{end}"] = measured.radius
@@ -314,7 +323,7 @@ def lags(layer: LayerRecord, anchors: int) -> dict[str, Floats]:
         ``lag``, ``lag_p5`` and ``lag_p95``, and with a cell state ``lag_cell``.
     """
     assert layer.trajectory is not None and layer.hidden_grad is not None
-    steps = _anchors(layer.hidden_grad, anchors)
+    steps = _anchors(layer.hidden_grad, anchors, layer.trajectory.reverse)
     curves = lag_curves(layer.trajectory, layer.hidden_grad, steps)
     shares = {"lag": 0.5, "lag_p5": 0.05, "lag_p95": 0.95}
     found = {name: _quantile(curves.hidden, share) for name, share in shares.items()}
@@ -327,8 +336,7 @@ def at_their_ends(trajectory: Trajectory) -> dict[str, float]:
     """``saturated``, ``dead``, ``gate_low/<gate>`` and ``gate_high/<gate>`` of a layer."""
     values = units(trajectory)
     hidden, found = values.hidden, {"saturated": math.nan, "dead": math.nan}
-    gated = len(gate_names(trajectory.module)) > 1  # an LSTM's or GRU's h ends in a tanh
-    kind = getattr(trajectory.module, "nonlinearity", "tanh" if gated else None)
+    kind = getattr(trajectory.module, "nonlinearity", None)  # what has gates may be at 1 for good
     if kind == "tanh":
         found["saturated"] = (hidden.abs() > SATURATED).double().mean().item()
     elif kind == "sigmoid":
@@ -353,16 +361,16 @@ def _rules(names: Sequence[str]) -> Iterator[tuple[str, tuple[Clip, dict[str, An
         yield name, (rule, rule.initial_state())
 
 
-def _anchors(hidden_grad: Tensor, count: int) -> list[int]:
-    """``count`` time steps of the last quarter, each moved back to one that has an error."""
+def _anchors(hidden_grad: Tensor, count: int, reverse: bool) -> list[int]:
+    """``count`` time steps of the last quarter visited, each moved back to one with an error."""
     steps = len(hidden_grad)
-    reached = hidden_grad.flatten(1).any(1)
+    reached = (hidden_grad.flip(0) if reverse else hidden_grad).flatten(1).any(1)
     anchors = []
     for number in range(count):
         wanted = steps - 1 - number * (steps // 4) // count
         before = reached[: wanted + 1].nonzero()
         anchors.append(int(before[-1]) if len(before) else wanted)
-    return sorted({*anchors}, reverse=True)
+    return [steps - 1 - anchor if reverse else anchor for anchor in sorted({*anchors})[::-1]]
 
 
 def _quantile(curves: Tensor, share: float) -> Floats:
@@ -388,5 +396,7 @@ def _cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Statistics, as batch norm's, and random streams are afterwards as they were."""
-    with torch.random.fork_rng(devices=[]), statistics_kept(model):
+    device = next(model.parameters()).device
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda), statistics_kept(model):
         yield

@@ -25,7 +25,7 @@ BPTT_LAYOUT = "bptt.json"
 MEASURES = "measures.f64"
 """As ``BPTT``, one record a measured step: the step, then each quantity's values."""
 MEASURES_LAYOUT = "measures.json"
-"""How many values each quantity has, in the order of a record."""
+"""How long each quantity's vector is, ``null`` of a number; in the order of a record."""
 UPDATES = "updates.f32"
 """Three float32 an update: loss, ``log10`` of the gradient's norm before clipping, and the clip
 coefficient."""
@@ -161,16 +161,16 @@ class Run:
         layout_path = self.path / MEASURES_LAYOUT
         if not layout_path.exists() or not (self.path / MEASURES).exists():
             return {}
-        layout: dict[str, int] = json.loads(layout_path.read_text(encoding="utf-8"))
+        layout: dict[str, int | None] = json.loads(layout_path.read_text(encoding="utf-8"))
         values = np.fromfile(self.path / MEASURES, dtype=np.float64)
-        size = 1 + sum(layout.values())
+        size = 1 + sum(1 if length is None else length for length in layout.values())
         table = values[: len(values) // size * size].reshape(-1, size)
         fields: dict[str, npt.NDArray[Any]] = {"step": table[:, 0].astype(np.int64)}
         start = 1
         for name, length in layout.items():
-            part = table[:, start : start + length]
-            fields[name] = part[:, 0] if length == 1 else part
-            start += length
+            end = start + (1 if length is None else length)
+            fields[name] = table[:, start] if length is None else table[:, start:end]
+            start = end
         return fields if len(table) else {}
 
     @property

@@ -137,14 +137,13 @@ class Training:
         self._reason: str | None = None
 
     def run(self) -> Result:
-        """Goes on from where it is to the end.
+        """Trains to the end.
 
         Returns:
             How it ended. A loss or gradient that is not finite ends it before the update.
         """
         bar = tqdm(
             total=self.steps,
-            initial=self.progress.step,
             desc=self.tracker.directory.name,
             unit="step",
             disable=None,
@@ -159,8 +158,12 @@ class Training:
                 self._apply(update)
                 ends = self._conclude(update)
                 if update.logs or ends:
-                    self._log(update)
-                    bar.set_postfix(loss=f"{update.loss:.4g}", grad=f"{update.report.norm_pre:.3g}")
+                    accuracy = self._log(update)
+                    bar.set_postfix(
+                        loss=f"{update.loss:.4g}",
+                        accuracy=f"{accuracy:.3f}",
+                        grad=f"{update.report.norm_pre:.3g}",
+                    )
                 bar.update()
                 if ends:
                     break
@@ -191,7 +194,7 @@ class Training:
         passed, loss, records = _backward(
             self.model, self.task, inputs, targets, before, self.tbptt, recorded
         )
-        progress.loss, progress.state = loss, detached(passed.state)
+        progress.loss, progress.state = loss, passed.state
         update = _Update(
             step, inputs, targets, before, logs, evaluates, observer, passed, loss, records
         )
@@ -204,6 +207,12 @@ class Training:
 
     def _clip(self, update: _Update) -> None:
         """What happens to a gradient before it is used, and what is seen of it."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        if update.observer is not None and all(grad.isfinite().all() for grad in grads):
+            loss_of = partial(_loss_of, self.model, self.task, self.seed, update.step)
+            update.observation = Observation(
+                update.observer, update.records, update.inputs, loss_of
+            )
         top = None
         if self.regularizer.needs_gradients:
             top = list(update.records.values())[-1].hidden_grad
@@ -212,14 +221,8 @@ class Training:
         )
         if self.audit is not None:
             update.audited = self.audit()
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        if update.observer is not None and all(grad.isfinite().all() for grad in grads):
-            loss_of = partial(
-                _loss_of, self.model, self.task, self.seed, update.step, update.before
-            )
-            update.observation = Observation(
-                update.observer, update.records, update.inputs, loss_of
-            )
+        if update.observation is not None:
+            update.observation.whole()
         update.report = self.clipper()
         if update.observation is not None:
             update.observation.clipped()
@@ -230,6 +233,9 @@ class Training:
             self.optimizer.step()
         if update.observation is not None:
             self.tracker.measured(update.step, update.observation.updated())
+        # what was only there to be measured would stay in memory while the next step runs
+        update.observation = None
+        update.records = {name: layer.norms_only() for name, layer in update.records.items()}
         self.progress.step = update.step
         self.progress.clipped += update.report.clipped
         self.progress.skipped += update.report.skipped
@@ -391,18 +397,20 @@ def _backward(
     except _NonFiniteLoss:
         tape = None
     records = {} if tape is None else dict(tape)
-    return Passed(passed.outputs.detach(), passed.hidden.detach(), passed.state), value, records
+    # the state's graph would keep what was recorded
+    return Passed(*map(detached, passed)), value, records
 
 
-def _loss_of(
-    model: SequenceModel, task: Task, seed: int, step: int, state: Any, size: int
-) -> Tensor:
-    """The loss, with its graph, of a batch of another size at the same step."""
-    parameter = next(model.parameters())
+def _loss_of(model: SequenceModel, task: Task, seed: int, step: int, size: int) -> Tensor | None:
+    """The loss, with its graph, of a batch of another size at the same step.
+
+    ``None`` where batches go on from each other: one of another size would be read elsewhere.
+    """
+    device = next(model.parameters()).device
     batch = task.training_batch(seed, step, size)
-    before = first_rows(state, size) if batch.continues and state is not None else None
-    outputs = model(batch.inputs.to(parameter.device), before).outputs
-    return task.loss(outputs, batch.targets.to(parameter.device))
+    if batch.continues:
+        return None
+    return task.loss(model(batch.inputs.to(device)).outputs, batch.targets.to(device))
 
 
 def _on_schedule(step: int, every: int, per_decade: int | None) -> bool:

@@ -687,13 +687,22 @@ def test_what_has_no_exponents_is_named(make: Any) -> None:
     layer = make(3, 4)
     kept = recorded(layer, torch.randn(5, 2, 3))
     size = 8 if make is LSTM else 4
-    for count in (0, size + 1):
-        with pytest.raises(ValueError, match=f"count must be 1 to {size}.*got {count}"):
-            lyapunov(kept.trajectory, count)
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        lyapunov(kept.trajectory, 0)
+    assert lyapunov(kept.trajectory, size + 1).isnan().tolist() == [False] * size + [True]
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         lyapunov(kept.trajectory, 1, every=0)
     with pytest.raises(ValueError, match="at least 2 time steps"):
         lyapunov(recorded(layer, torch.randn(1, 2, 3)).trajectory, 1)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 30])
+@pytest.mark.parametrize("w", [0.5, 2.0])
+def test_a_linear_unit_grows_by_its_weight_however_short_the_sequence(steps: int, w: float) -> None:
+    layer = RNN(1, 1, nonlinearity="linear").double()
+    torch.nn.init.constant_(layer.weight_hh_l0, w)
+    kept = recorded(layer, torch.randn(steps, 2, 1, dtype=torch.float64))
+    assert lyapunov(kept.trajectory, 1).item() == pytest.approx(math.log(w), rel=1e-12)
 
 
 # --- one step's Jacobian

@@ -1,6 +1,8 @@
 """What is measured while a model trains is what it says it is, and changes nothing."""
 
+import gc
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+import rnngrad.nn
 from rnngrad.bptt import record
 from rnngrad.cells import CELLS
 from rnngrad.clipping import CLIPS, Clipper
 from rnngrad.init import INITS
-from rnngrad.measure import MEASURES, Dynamics, Observation, Observer
+from rnngrad.measure import MEASURES, Dynamics, Observation, Observer, lags
 from rnngrad.model import SequenceModel, build_model
 from rnngrad.optim import OPTIMS
+from rnngrad.regularization import REGULARIZERS
 from rnngrad.runs import METRICS, Run
 from rnngrad.task import TASKS, Task, training_generator
 from rnngrad.tracking import Tracker
-from rnngrad.training import Training
+from rnngrad.training import Training, evaluate
 from tests.small import small_task
 
 FULL: dict[str, Any] = {
@@ -51,7 +55,8 @@ def run(
     **changes: Any,
 ) -> tuple[Run, SequenceModel]:
     made = small_task(task)
-    part = CELLS.default(cell, hidden_size=5, num_layers=layers, **(keys or {}))
+    hidden = 5 if made.reads_out else made.output_size
+    part = CELLS.default(cell, hidden_size=hidden, num_layers=layers, **(keys or {}))
     model = build_model(part, made, INITS.default("torch"), 0)
     observer = None if measure is None else Observer(measure, model, made.time_steps, whole=whole)
     settings: dict[str, Any] = {
@@ -94,8 +99,6 @@ def test_measuring_everything_changes_no_bit_of_any_cells_run(cell: str, tmp_pat
 @pytest.mark.parametrize("task", sorted(TASKS.load()))
 def test_every_task_can_be_measured(task: str, tmp_path: Path) -> None:
     made = small_task(task)
-    if not made.reads_out:
-        pytest.skip("the task has no read-out, and its size is its own")
     measures = run(tmp_path, chosen(**FULL), task=task, cell="lstm")[0].measures
     for kind in ("lag", "weight_norm", "attribution"):
         assert measures[f"l0/{kind}"].shape == (5, made.time_steps)
@@ -254,6 +257,79 @@ def test_a_cell_without_a_recurrent_parameter_is_measured_without_contributions(
     measures = run(tmp_path, chosen(**FULL), cell="orthogonal")[0].measures
     assert "l0/lag" in measures and "l0/attribution" not in measures
     np.testing.assert_allclose(measures["l0/spectral_radius"], 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_the_shortest_sequences_and_the_smallest_states_are_measured(
+    cell: str, length: int, tmp_path: Path
+) -> None:
+    task = TASKS.default("cliff", length=length)
+    assert not task.reads_out and task.output_size == 1
+    part = CELLS.default(cell, hidden_size=1)
+    model = build_model(part, task, INITS.default("torch"), 0)
+    observer = Observer(chosen(**FULL), model, task.time_steps)
+    found = _observe(task, model, observer).updated()
+    assert np.shape(found["l0/lyapunov"]) == (2,) and not np.isinf(found["l0/lyapunov"]).any()
+    assert np.isnan(found["l0/lyapunov"][0]) == (length == 1)
+    measures = run(tmp_path, chosen(**FULL), task="cliff", cell=cell)[0].measures
+    assert measures["l0/lag"].ndim == measures["input_norm"].ndim == 2
+
+
+def test_frozen_weights_are_measured_without_contributions() -> None:
+    task, model, _ = _observed(chosen())
+    model.rnn.weight_hh_l0.requires_grad_(False)
+    found = _observe(task, model, Observer(chosen(**FULL), model, task.time_steps)).updated()
+    assert "l0/lag" in found and "l0/attribution" not in found
+    assert "parameter/rnn.weight_hh_l0/norm" not in found
+
+
+def test_a_penalty_is_part_of_the_whole_gradient_and_of_no_share(tmp_path: Path) -> None:
+    """Rules and noise are those of the loss; norms and the angle of what is clipped."""
+    regularizer = REGULARIZERS.default("orthogonality", weight=1.0)
+    measures = run(tmp_path, chosen(**FULL), regularizer=regularizer)[0]
+    shares = measures.measures["clip_effect/none"].sum(1)
+    np.testing.assert_allclose(shares, 1, rtol=1e-4)
+    names = [n for n in measures.measures if n.endswith("grad_norm")]
+    whole = np.sqrt(sum(measures.measures[name] ** 2 for name in names))
+    logged = measures.metrics["grad_norm_pre"]
+    np.testing.assert_allclose(whole, logged, rtol=1e-5)
+
+
+def test_a_stream_has_no_noise_scale_as_another_batch_would_be_elsewhere_in_it(
+    tmp_path: Path,
+) -> None:
+    measures = run(tmp_path, chosen(**FULL), task="chars")[0].measures
+    noise = measures["noise/variance"]
+    assert np.isfinite(noise[0]) and np.isnan(noise[1:]).all()  # the first batch goes on from none
+
+
+def test_what_was_measured_is_let_go_before_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref[Any]] = []
+
+    def watched(*args: Any) -> Observation:
+        made = Observation(*args)
+        seen.extend(weakref.ref(layer.trajectory) for layer in args[1].values())
+        return made
+
+    def then(*args: Any) -> dict[str, float]:
+        gc.collect()
+        assert seen and not any(one() for one in seen)
+        return evaluate(*args)
+
+    monkeypatch.setattr("rnngrad.training.Observation", watched)
+    monkeypatch.setattr("rnngrad.training.evaluate", then)
+    run(tmp_path, chosen())
+
+
+def test_a_layer_that_goes_the_other_way_has_its_anchors_at_its_own_end() -> None:
+    layer = rnngrad.nn.GRU(3, 5, bidirectional=True)
+    with record(layer, full=True, trajectory=True) as tape:
+        layer(torch.randn(12, 4, 3))[0].square().sum().backward()
+    for name in ("l0", "l0_reverse"):
+        assert np.isfinite(lags(tape[name], 1)["lag"]).all()
 
 
 def test_logged_steps_can_be_evenly_spaced_in_their_logarithm(tmp_path: Path) -> None:

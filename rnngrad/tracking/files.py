@@ -116,7 +116,7 @@ class Tracker:
         self._bptt = (self.directory / BPTT).open("wb")
         self._layout: dict[str, Any] | None = None
         self._measures = (self.directory / MEASURES).open("wb")
-        self._measured: dict[str, int] | None = None
+        self._measured: dict[str, int | None] | None = None
         self._updates = (self.directory / UPDATES).open("wb")
         self._board = Board(self.directory, chance_loss, settings)
         self._within: list[float] = []
@@ -124,12 +124,12 @@ class Tracker:
     def updated(self, loss: float, grad_norm_pre: float, clip_coef: float) -> None:
         """One update, logged or not."""
         exponent = math.log10(grad_norm_pre) if grad_norm_pre else -math.inf
-        self._updates.write(struct.pack("<3f", _float32(loss), exponent, clip_coef))
+        self._updates.write(struct.pack("<3f", _float32(loss), exponent, _float32(clip_coef)))
 
     def measured(self, step: int, quantities: Mapping[str, float | Floats]) -> None:
         """What was measured at a step, by name: numbers, and vectors that keep their length."""
         values = {name: np.atleast_1d(value) for name, value in quantities.items()}
-        layout = {name: len(value) for name, value in values.items()}
+        layout = {name: np.size(q) if np.ndim(q) else None for name, q in quantities.items()}
         if self._measured is None:
             self._measured = layout
             _replace(self.directory / MEASURES_LAYOUT, json.dumps(layout))
@@ -166,6 +166,7 @@ class Tracker:
     def diagnosed(self, diagnosis: Mapping[str, Any]) -> None:
         """What is wrong with the run, in plain values: ``Diagnosis.as_dict()``."""
         self._summary |= {"verdict": diagnosis["verdict"], "diagnosis": diagnosis}
+        self._write_summary()
 
     def __enter__(self) -> Tracker:
         return self
@@ -181,8 +182,8 @@ class Tracker:
             self._summary |= {"status": status, "reason": repr(error)}
         for file in (self._metrics, self._bptt, self._measures, self._updates):
             file.close()
-        self._board.close(self._summary)
         self._write_summary()
+        self._board.close(self._summary)
 
     def _append(self, profiles: dict[str, dict[str, Floats]], step: int) -> None:
         rows = [values for kinds in profiles.values() for values in kinds.values()]
