@@ -101,8 +101,13 @@ class Timing:
     spread: float
 
 
-def alternate(contenders: Mapping[str, Step], seconds: float) -> dict[str, Timing]:
-    """Times each, in about ``seconds`` for all of them."""
+def alternate(
+    contenders: Mapping[str, Step], seconds: float, *, settle: bool = True
+) -> dict[str, Timing]:
+    """Times each, in about ``seconds`` for all of them.
+
+    Without ``settle`` a turn is one run: for those so long that they settle on their way.
+    """
     order = list(contenders)
     taken: dict[str, list[float]] = {name: [] for name in order}
     for step in contenders.values():
@@ -113,8 +118,9 @@ def alternate(contenders: Mapping[str, Step], seconds: float) -> dict[str, Timin
     while rounds < 3 or time.perf_counter() - began < seconds:
         shuffle(order)
         for name in order:
-            contenders[name]()
-            for _ in range(2):
+            if settle:
+                contenders[name]()
+            for _ in range(2 if settle else 1):
                 start = time.perf_counter()
                 contenders[name]()
                 taken[name].append(time.perf_counter() - start)
@@ -331,7 +337,7 @@ def measure_table(seconds: float, steps: int, shapes: int) -> Table:
             preset: measured_run(kind, task, hidden, chosen, steps)
             for preset, chosen in presets.items()
         }
-        timing = alternate(runs, seconds)
+        timing = alternate(runs, seconds, settle=False)
         off = timing["off"]
         costs = [100 * (timing[p].median / off.median - 1) for p in presets if presets[p]]
         table.rows.append([name, kind, off.median, off.spread, *costs])

@@ -106,6 +106,16 @@ class Dynamics(Measure):
     clip_effects: bool
 
 
+@MEASURES.register("full")
+@dataclass(frozen=True)
+class Everything(Dynamics):
+    """All there is: for a look into one run rather than for a sweep.
+
+    Reference:
+        As of ``measure=standard``.
+    """
+
+
 class Observer:
     """Measures one run.
 

@@ -97,21 +97,34 @@ def wide_parts(alpha: Tensor, predecessors: Tensor) -> Iterator[tuple[Tensor, Te
 def log10_rms(norm: Tensor) -> Tensor:
     """``log10`` of the root mean square over the batch, computed in log space.
 
+    Sequences that have ended by a step, NaN from there to the end, do not count at it.
+
     Args:
-        norm: ``[T, B]``, float64.
+        norm: ``[..., T, B]``, float64.
 
     Returns:
-        ``[T]``; ``-inf`` where every norm is exactly 0, NaN where one is NaN, as beyond the end of
-        the shortest packed sequence.
+        ``[..., T]``; ``-inf`` where every norm is exactly 0, NaN where one is NaN, and where all
+        sequences have ended.
     """
-    scale = scale_of(norm, (-1,))
-    return (norm / scale).square().mean(-1).log10() / 2 + scale.squeeze(-1).log10()
+    scale, norm, count = _those_there(norm)
+    return (norm / scale).square().sum(-1).div(count).log10() / 2 + scale.squeeze(-1).log10()
 
 
 def log10_mean(norm: Tensor) -> Tensor:
-    """``log10`` of the mean over the batch, what most papers plot; ``[T, B] -> [T]``."""
-    scale = scale_of(norm, (-1,))
-    return (norm / scale).mean(-1).log10() + scale.squeeze(-1).log10()
+    """``log10`` of the mean over the batch, what most papers plot; otherwise as ``log10_rms``."""
+    scale, norm, count = _those_there(norm)
+    return (norm / scale).sum(-1).div(count).log10() + scale.squeeze(-1).log10()
+
+
+def _those_there(norm: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+    """A scale, the norms with 0 for sequences that have ended, and how many have not."""
+    missing, count = norm.isnan(), norm.shape[-1]
+    if not missing.any():
+        return scale_of(norm, (-1,)), norm, count
+    ended = missing.flip(-2).cumprod(-2).flip(-2).bool()
+    ended &= ~ended[..., :1, :]  # one that is NaN throughout has not ended: it is NaN
+    norm = norm.masked_fill(ended, 0)
+    return scale_of(norm, (-1,)), norm, (~ended).sum(-1)
 
 
 def scale_of(values: Tensor, dim: tuple[int, ...]) -> Tensor:

@@ -264,8 +264,8 @@ def table(runs: Iterable[Run]) -> str:
     last layer at the last logged step, at the first and at the last time step. Where runs differ in
     more than their names tell, a column says in what.
     """
-    head = ("run", "status", "steps", "loss", "eval loss", "chance", "solved at", "clipped")
-    rows: list[tuple[str, ...]] = [(*head, "|dL/dh_1|", "|dL/dh_T|", "settings")]
+    head = ("run", "status", "verdict", "steps", "loss", "eval loss", "chance", "solved at")
+    rows: list[tuple[str, ...]] = [(*head, "clipped", "|dL/dh_1|", "|dL/dh_T|", "settings")]
     runs = list(runs)
     for run, different in zip(runs, differences(runs), strict=True):
         s = run.summary
@@ -279,16 +279,16 @@ def table(runs: Iterable[Run]) -> str:
         clipped = "-" if s["clip_fraction"] is None else f"{100 * s['clip_fraction']:.0f} %"
         numbers = (_number(s[key]) for key in ("loss", "eval_loss", "chance_loss"))
         solved = "never" if s["solved_at"] is None else str(s["solved_at"])
-        row = (run.path.name, s["status"], str(s["steps"]), *numbers, solved, clipped, first, last)
-        rows.append((*row, different))
+        ending = (run.path.name, s["status"], s.get("verdict") or "-", str(s["steps"]))
+        rows.append((*ending, *numbers, solved, clipped, first, last, different))
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(row[2:10], widths[2:10], strict=True)]
-        end = [cell.ljust(width) for cell, width in zip(row[10:], widths[10:], strict=True)]
+        left = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[3:11], widths[3:11], strict=True)]
+        end = [cell.ljust(width) for cell, width in zip(row[11:], widths[11:], strict=True)]
         lines.append("  ".join(left + right + end))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 

@@ -1140,7 +1140,7 @@ def test_weight_norms_are_those_of_the_outer_products(
 
 
 def test_log10_over_the_batch_is_taken_in_log_space() -> None:
-    values = [[1e-200, 3e-200], [0.0, 0.0], [3.0, 4.0], [math.nan, 1.0]]
+    values = [[1e-200, 3e-200], [0.0, 0.0], [3.0, 4.0], [math.nan, 1.0], [1.0, 1.0]]
     norm = torch.tensor(values, dtype=torch.float64)
     rms, mean = log10_rms(norm), log10_mean(norm)
     assert rms[0].item() == pytest.approx(-200 + math.log10(math.sqrt(5)))
@@ -1148,3 +1148,12 @@ def test_log10_over_the_batch_is_taken_in_log_space() -> None:
     assert rms[1] == mean[1] == -math.inf
     assert rms[2].item() == pytest.approx(math.log10(math.sqrt(12.5)))
     assert rms[3].isnan() and mean[3].isnan()
+
+
+def test_sequences_that_have_ended_do_not_count_and_one_that_is_nan_throughout_does() -> None:
+    norm = torch.tensor([[3.0, 4.0], [2.0, math.nan], [math.nan, math.nan]], dtype=torch.float64)
+    for log10, first in ((log10_rms, math.sqrt(12.5)), (log10_mean, 3.5)):
+        found = log10(torch.stack([norm, norm]))
+        assert found[0].tolist()[:2] == pytest.approx([math.log10(first), math.log10(2)])
+        assert found[:, 2].isnan().all() and found[0, :2].equal(found[1, :2])
+        assert log10(torch.tensor([[1.0, math.nan], [1.0, math.nan]]).double()).isnan().all()
