@@ -8,7 +8,6 @@ of ``Run.measures``; docs/diagnosis.md says what they are for.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -384,11 +383,15 @@ def _anchors(hidden_grad: Tensor, count: int, reverse: bool) -> list[int]:
 
 
 def _quantile(curves: Tensor, share: float) -> Floats:
-    """Over the last dimension, of what is not NaN; NaN where all is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of rows that are NaN throughout
-        # a value that is there: between -inf and a number lies nothing
-        quantile: Floats = np.nanquantile(curves.numpy(), share, axis=-1, method="inverted_cdf")
+    """Over the last dimension, of what is not NaN; NaN where all is.
+
+    A value that is there, the least that ``share`` of them do not exceed: between ``-inf`` and a
+    number lies nothing.
+    """
+    ordered = np.sort(curves.numpy(), axis=-1)  # NaN last
+    there = (~np.isnan(ordered)).sum(-1, keepdims=True)
+    place = np.maximum(np.ceil(share * there).astype(int) - 1, 0)
+    quantile: Floats = np.take_along_axis(ordered, place, -1)[..., 0]
     return quantile
 
 

@@ -15,7 +15,7 @@ from rnngrad.bptt import record
 from rnngrad.cells import CELLS
 from rnngrad.clipping import CLIPS, Clipper
 from rnngrad.init import INITS
-from rnngrad.measure import MEASURES, Dynamics, Observation, Observer, lags
+from rnngrad.measure import MEASURES, Dynamics, Observation, Observer, _quantile, lags
 from rnngrad.model import SequenceModel, build_model
 from rnngrad.optim import OPTIMS
 from rnngrad.regularization import REGULARIZERS
@@ -330,6 +330,19 @@ def test_a_layer_that_goes_the_other_way_has_its_anchors_at_its_own_end() -> Non
         layer(torch.randn(12, 4, 3))[0].square().sum().backward()
     for name in ("l0", "l0_reverse"):
         assert np.isfinite(lags(tape[name], 1)["lag"]).all()
+
+
+def test_quantiles_are_numpys_without_what_is_missing() -> None:
+    values = torch.randn(40, 17, dtype=torch.float64)
+    values[torch.rand(40, 17) < 0.2] = math.nan
+    values[torch.rand(40, 17) < 0.2] = -math.inf
+    values[3] = math.nan
+    for share in (0.05, 0.5, 0.95):
+        found = _quantile(values, share)
+        for row, one in zip(values.numpy(), found, strict=True):
+            kept = row[~np.isnan(row)]
+            wanted = np.quantile(kept, share, method="inverted_cdf") if len(kept) else math.nan
+            np.testing.assert_equal(one, wanted)
 
 
 def test_logged_steps_can_be_evenly_spaced_in_their_logarithm(tmp_path: Path) -> None:
