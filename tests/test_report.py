@@ -19,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from scipy import stats  # type: ignore[import-untyped]
@@ -36,6 +37,7 @@ from rnngrad.report.many import survival
 from rnngrad.report.one import exhibits
 from rnngrad.report.page import page
 from rnngrad.report.reading import Reading
+from rnngrad.report.several import exhibits as several
 from rnngrad.report.statistics import kaplan_meier, mean_band, t975, wilson
 from rnngrad.report.style import field
 from rnngrad.report.sweeps import success
@@ -299,6 +301,24 @@ def test_setups_that_differ_in_very_much_are_named_after_their_directory(tmp_pat
     drawn.draw_without_rendering()
     assert [axis.get_title() for axis in drawn.axes] == ["Loss", "run_0", "run_1"]
     assert all(axis.get_position().width > 0.2 for axis in drawn.axes), "there is room for them"
+
+
+def test_names_of_any_letters_are_shown_as_they_are(tmp_path: Path) -> None:
+    names = ("cost_$5_$^", "$y$", "_old")
+    made = [made_up(tmp_path / name, solved_at=9, task__note=name) for name in names]
+    drawn = [figure(made)]
+    for exhibit in several(grouped(read(made)[0]), {}, ""):
+        drawn += [exhibit.figure] if exhibit.figure is not None else []
+    assert len(drawn) > 3
+    for each in drawn:
+        each.draw_without_rendering()
+        legends = [*each.legends, *(a.get_legend() for a in each.axes if a.get_legend())]
+        places = [t for g in legends for t in g.get_texts()]
+        places += [t for a in each.axes for t in (a.title, *a.get_xticklabels())]
+        for name in names:
+            shown = [t for t in places if name.strip("$^") in t.get_text().replace("\\", "")]
+            assert shown, name
+            assert not any(is_math_text(text.get_text()) for text in shown)
 
 
 def test_nine_setups_are_three_panels_and_a_line_looks_the_same_in_all(sweep: list[Run]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 
 from rnngrad.report.groups import IN_A_PANEL, Group, Panel, looks, panels
 from rnngrad.report.statistics import mean_band
-from rnngrad.report.style import Floats, not_scaled_by, series, spread
+from rnngrad.report.style import Floats, not_scaled_by, plain, series, spread
 
 OTHERS = 400
 """Set-ups drawn in grey at most."""
@@ -142,7 +142,7 @@ def _draw(
             continue
         mean, low, high = mean_band(rows)
         looks_like = series(styles[name], len(x))
-        axis.plot(x, shown(mean), label=name, **looks_like)
+        axis.plot(x, shown(mean), label=plain(name), **looks_like)
         # the runs themselves set the limits: the band of three that differ can be decades wide
         for row in rows:
             there = np.isfinite(row)

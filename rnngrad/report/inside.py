@@ -18,6 +18,7 @@ from rnngrad.report.style import (
     legend_below,
     legend_beside,
     moments,
+    plain,
     profile,
     series,
     shades,
@@ -101,13 +102,13 @@ def updates(run: Reading) -> Exhibit | None:
         for place, name in enumerate(_shown(members)):
             step, relative, grads = _speeds(run, name)
             label = _kind(name)[1]
-            looks = series(place, len(step)) | {"label": None if label == kind else label}
+            looks = series(place, len(step)) | {"label": None if label == kind else plain(label)}
             above.plot(step, relative, **looks)
             below.plot(step, grads, **looks)
         above.axhline(1e-3, color="black", linestyle=":", linewidth=1,
                       label="1/1000" if column == 0 else None)  # fmt: skip
-        above.set(title=kind, yscale="log", xlabel=STEP)
-        below.set(title=kind, yscale="log", xlabel=STEP)
+        above.set(title=plain(kind), yscale="log", xlabel=STEP)
+        below.set(title=plain(kind), yscale="log", xlabel=STEP)
     axes[0].set_ylabel("‖update‖ / ‖parameter‖")
     axes[len(kinds)].set_ylabel("‖gradient‖, before clipping")
     for row in (axes[: len(kinds)], axes[len(kinds) :]):

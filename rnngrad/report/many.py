@@ -35,6 +35,7 @@ from rnngrad.report.style import (
     grid,
     legend_below,
     logarithmic,
+    plain,
     series,
 )
 
@@ -56,7 +57,7 @@ def loss_curves(groups: Sequence[Group]) -> Exhibit:
     for axis, panel in zip(axes, found, strict=True):
         draw_losses(axis, panel, others, styles)
         chance_lines(axis, [*panel.groups.values()])
-        axis.set(xlabel=STEP, title=panel.title)
+        axis.set(xlabel=STEP, title=plain(panel.title))
         axis.grid(alpha=0.3)
     share(axes, "evaluation loss", across=True)
     legend_below(figure, axes, columns=3)
@@ -139,7 +140,7 @@ def _profiles(
     styles = looks(found)
     for axis, panel in zip(axes, found, strict=True):
         draw_profiles(axis, panel, others, kind, styles)
-        axis.set(xlabel=across, title=panel.title)
+        axis.set(xlabel=across, title=plain(panel.title))
         axis.grid(alpha=0.3)
     share(axes, up, across=True)
     legend_below(figure, axes, columns=3)
@@ -189,8 +190,10 @@ def solving(groups: Sequence[Group]) -> Exhibit | None:
                       label="other set-ups" if place == 0 else None)  # fmt: skip
         for name, group in panel.groups.items():
             x, y = _staircase(group)
-            axis.plot(x, y, drawstyle="steps-post", label=name, **series(styles[name], len(x)))
-        axis.set(xlabel=STEP, title=panel.title, ylim=(-3, 103))
+            axis.plot(
+                x, y, drawstyle="steps-post", label=plain(name), **series(styles[name], len(x))
+            )
+        axis.set(xlabel=STEP, title=plain(panel.title), ylim=(-3, 103))
         axis.grid(alpha=0.3)
     share(axes, "runs that have solved it (%)", across=True)
     legend_below(figure, axes, columns=3)
@@ -229,7 +232,7 @@ def heatmaps(digests: Sequence[Digest]) -> Exhibit | None:
     figure, axes = grid(len(panels), across=min(3, len(panels)), height=2.9)
     for axis, (title, step, values) in zip(axes, panels, strict=True):
         drawn = field(axis, step, values, low, high)
-        axis.set(title=title, xlabel=STEP, ylabel=TIME)
+        axis.set(title=plain(title), xlabel=STEP, ylabel=TIME)
     under = any((values[np.isfinite(values)] < low).any() for _, _, values in panels)
     figure.colorbar(drawn, ax=axes, label=HIDDEN, pad=0.02, extend="min" if under else "neither")
     text = (
@@ -256,9 +259,9 @@ def at_other_lengths(groups: Sequence[Group]) -> Exhibit | None:
             ])  # fmt: skip
             mean, low, high = (10.0**end for end in mean_band(np.log10(rows)))
             axis.errorbar(lengths, mean, np.nan_to_num([mean - low, high - mean]), capsize=2,
-                          label=name or "all runs",
+                          label=plain(name or "all runs"),
                           **(series(styles[name], 1) | {"markersize": 5}))  # fmt: skip
-        axis.set(xlabel="evaluated length (time steps)", yscale="log", title=panel.title)
+        axis.set(xlabel="evaluated length (time steps)", yscale="log", title=plain(panel.title))
         axis.grid(alpha=0.3)
     share(axes, "evaluation loss")
     legend_below(figure, axes, columns=3)

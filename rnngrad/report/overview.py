@@ -21,6 +21,7 @@ from rnngrad.report.style import (
     legend_below,
     logarithmic,
     moments,
+    plain,
     profile,
     series,
     shades,
@@ -89,7 +90,7 @@ def _draw_losses(axis: Axes, runs: Sequence[Reading]) -> None:
         metrics = run.metrics
         there = ~np.isnan(metrics["eval_loss"])
         count = int(there.sum())
-        axis.plot(metrics["step"][there], metrics["eval_loss"][there], label=wrapped(name),
+        axis.plot(metrics["step"][there], metrics["eval_loss"][there], label=plain(wrapped(name)),
                   **series(number, count))  # fmt: skip
     levels = sorted({run.summary["chance_loss"] for run in runs})
     for level in levels:
@@ -112,7 +113,7 @@ def _draw_moments(axis: Axes, run: Reading, name: str) -> None:
             profile(axis, np.arange(len(values)), values, color=shade, label=label)
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3,
                     columnspacing=1, handlelength=1.2)  # fmt: skip
-    axis.set(xlabel=TIME, ylabel=HIDDEN, title=wrapped(name))
+    axis.set(xlabel=TIME, ylabel=HIDDEN, title=plain(wrapped(name)))
 
 
 def share_range(axes: Sequence[Axes]) -> None:

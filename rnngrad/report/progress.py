@@ -20,6 +20,7 @@ from rnngrad.report.style import (
     grid,
     legend_below,
     legend_beside,
+    plain,
     profile,
     series,
 )
@@ -202,7 +203,7 @@ def audit(run: Reading) -> Exhibit | None:
             if value is not None:
                 axis.barh(place, scale * value, color=COLOURS[0], height=0.6)
                 axis.annotate(f" {scale * value:.3g}", (scale * value, place), va="center")
-        axis.set_yticks(range(len(names)), names)
+        axis.set_yticks(range(len(names)), [plain(name) for name in names])
         axis.invert_yaxis()
         axis.set_xlabel(label)
         axis.set_ylabel("clip rule")
@@ -226,20 +227,20 @@ def clip_effect(run: Reading) -> Exhibit | None:
     if not names:
         return None
     layers = [name for name in run.layers if not name.endswith("_reverse")]
-    step, plain = run.vectors(f"{layers[-1]}/attribution") if layers else (None, np.empty((0, 0)))
+    step, whole = run.vectors(f"{layers[-1]}/attribution") if layers else (None, np.empty((0, 0)))
     figure, axes = grid(len(names), width=9.6, height=2.1, across=4)
     data: dict[str, Any] = {}
     for number_, (axis, name) in enumerate(zip(axes, names, strict=True)):
         rule = name.removeprefix("clip_effect/")
         at, effect = run.vectors(name)
         last = effect[-1]
-        if len(plain) and step is not None and at[-1] in step:
-            exact = plain[list(step).index(at[-1])]
+        if len(whole) and step is not None and at[-1] in step:
+            exact = whole[list(step).index(at[-1])]
             axis.plot(_size(exact), color="0.65", linewidth=2.8, label="unclipped")
             data |= {"t": np.arange(len(exact)), "unclipped": exact}
         axis.plot(_size(last), color=COLOURS[0], linestyle="--", linewidth=1.2,
                   label="with the rule of the panel")  # fmt: skip
-        axis.set(title=f"{rule}, sum {np.nansum(last):.3g}", xlabel=TIME, yscale="log")
+        axis.set(title=f"{plain(rule)}, sum {np.nansum(last):.3g}", xlabel=TIME, yscale="log")
         if number_ % 4 == 0:
             axis.set_ylabel("share of the gradient,\nabsolute (1)")
         data[rule] = last

@@ -219,6 +219,17 @@ def wrapped(text: str, width: int = 46) -> str:
     return "\n".join(textwrap.wrap(text, width)) or text
 
 
+def plain(text: str) -> str:
+    r"""A name that somebody chose, as it is: ``$`` is no formula, ``_`` hides it from no legend.
+
+    >>> plain("cost_$5_$^"), plain("_old") == "_old"
+    ('cost_\\$5_\\$^', False)
+    """
+    escaped = text.replace("$", r"\$")
+    # matplotlib leaves labels that start with an underscore out of legends
+    return "\u200b" + escaped if escaped.startswith("_") else escaped
+
+
 def legend_beside(axis: Axes, **options: Any) -> None:
     """A legend to the right of a panel."""
     if axis.get_legend_handles_labels()[1]:

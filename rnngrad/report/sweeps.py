@@ -29,6 +29,7 @@ from rnngrad.report.style import (
     legend_below,
     logarithmic,
     not_scaled_by,
+    plain,
     series,
     spread,
     wrapped,
@@ -65,7 +66,7 @@ def success(groups: Sequence[Group]) -> Exhibit | None:
         for place, (name, group) in enumerate(panel.groups.items()):
             _draw_success(axis, group, name or "all runs", styles[name],
                           (place - (count - 1) / 2) * 0.012)  # fmt: skip
-        axis.set(xlabel="length of the task (time steps)", title=panel.title, ylim=(-4, 104))
+        axis.set(xlabel="length of the task (time steps)", title=plain(panel.title), ylim=(-4, 104))
         if lengths[0] > 0 and lengths[-1] / lengths[0] >= 4:
             axis.set_xscale("log")
             axis.set_xticks(lengths, [f"{length:g}" for length in lengths])
@@ -113,8 +114,8 @@ def _draw_success(axis: Axes, group: Group, name: str, style: int, shift: float)
     shares = np.array([100 * done / of for _, done, of in rows])
     ends = np.array([[100 * end for end in wilson(done, of)] for _, done, of in rows])
     like = series(style, 1) | {"markersize": 5}
-    axis.errorbar(length, shares, [shares - ends[:, 0], ends[:, 1] - shares], label=name, capsize=2,
-                  elinewidth=0.9, **like)  # fmt: skip
+    axis.errorbar(length, shares, [shares - ends[:, 0], ends[:, 1] - shares], capsize=2,
+                  label=plain(name), elinewidth=0.9, **like)  # fmt: skip
 
 
 def sweeps(groups: Sequence[Group]) -> Exhibit | None:
@@ -151,7 +152,7 @@ def _draw_sweep(
 ) -> None:
     numeric = all(is_number(value) for value in values)
     across = numeric and values[0] > 0 and values[-1] / values[0] >= 8
-    axis.set(xlabel=_with_unit(key), yscale="log", xscale="log" if across else "linear")
+    axis.set(xlabel=plain(_with_unit(key)), yscale="log", xscale="log" if across else "linear")
     for style, kind in enumerate(kinds):
         mine = [g for g in groups if key in g.differs and (by is None or g.differs.get(by) == kind)]
         aside = 0.0 if numeric else 0.6 * ((style + 0.5) / len(kinds) - 0.5)
@@ -175,7 +176,7 @@ def _draw_sweep(
         axis.set_xticks(shown, [f"{value:g}" for value in shown])
         axis.minorticks_off() if across else None
     if not numeric:
-        axis.set_xticks(range(len(values)), [wrapped(typed(v), 12) for v in values])
+        axis.set_xticks(range(len(values)), [plain(wrapped(typed(v), 12)) for v in values])
         axis.margins(x=0.15)
     axis.grid(alpha=0.3)
 
@@ -194,7 +195,7 @@ def _draw_means(
 
 
 def _labelled(key: str | None, value: Any) -> str | None:
-    return None if key is None else f"{key.removesuffix('.name')}={typed(value)}"
+    return None if key is None else plain(f"{key.removesuffix('.name')}={typed(value)}")
 
 
 def _of_all(groups: Sequence[Group], keys: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rnngrad.report.style import COLOURS, STYLE, TIME, Floats, legend_below, moments, shades
+from rnngrad.report.style import COLOURS, STYLE, TIME, Floats, legend_below, moments, plain, shades
 from rnngrad.report.style import profile as draw_profile
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def plot(tape: Tape) -> Figure:
 
 def _draw(axis: Axes, name: str, records: list[LayerRecord]) -> None:
     stepwise = len(records) > 1 and all(len(record.hidden_norm) == 1 for record in records)
-    axis.set_title(name + (f" ({len(records)} calls)" if len(records) > 1 else ""))
+    axis.set_title(plain(name) + (f" ({len(records)} calls)" if len(records) > 1 else ""))
     axis.set_xlabel("call (one time step each)" if stepwise else TIME)
     axis.grid(alpha=0.3)
     if len(records) > 1 and not stepwise:
@@ -100,7 +100,9 @@ def _together(calls: dict[str, list[LayerRecord]]) -> Figure:
     figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
     for shade, (name, records) in zip(shades(len(calls)), calls.items(), strict=True):
         levels = rms(records[-1].hidden_norm.numpy())
-        draw_profile(axis, np.arange(len(levels)), levels, color=shade, label=name, linewidth=1)
+        draw_profile(
+            axis, np.arange(len(levels)), levels, color=shade, label=plain(name), linewidth=1
+        )
     axis.set(xlabel=TIME, ylabel=r"$\log_{10}\,\|\partial L/\partial h_t\|$, RMS over the batch")
     axis.set_title(f"{len(calls)} layers and directions; of several calls, the last")
     axis.grid(alpha=0.3)
