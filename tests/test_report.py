@@ -357,6 +357,22 @@ def test_what_diverged_counts_as_unsolved_to_the_end_and_what_was_interrupted_un
     assert group.digests[1].loss != group.digests[1].loss, "a diverged run has no last loss"
 
 
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_a_run_without_a_chance_loss_has_no_line_and_keeps_nobody_elses(
+    count: int, tmp_path: Path
+) -> None:
+    made = [made_up(tmp_path / f"r{n}", measures=n == 0, task__length=n) for n in range(count)]
+    summary = made[0].summary | {"chance_loss": None}
+    (made[0].path / "summary.json").write_text(json.dumps(summary))
+    groups = grouped(read(made)[0])
+    found = several(groups, {}, "") if count > 1 else exhibits(Reading(made[0].path))
+    drawn = {exhibit.name: exhibit.figure for exhibit in found}
+    for each in (figure(made), drawn["loss"]):
+        assert each is not None
+        labels = [str(label) for axis in each.axes for label in drawn_lines(axis)]
+        assert any(label.startswith("chance") for label in labels) == (count > 1)
+
+
 def test_success_is_counted_by_length(tmp_path: Path) -> None:
     made = [
         made_up(tmp_path / f"{length}_{seed}", task__length=length, seed=seed,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from rnngrad.report.groups import IN_A_PANEL, Group, Panel, looks, panels
+from rnngrad.report.groups import IN_A_PANEL, Digest, Group, Panel, looks, panels
 from rnngrad.report.statistics import mean_band
 from rnngrad.report.style import Floats, not_scaled_by, plain, series, spread
 
@@ -154,10 +155,11 @@ def _draw(
     axis.autoscale_view()
 
 
-def chance_lines(axis: Axes, groups: Sequence[Group]) -> None:
+def chance_lines(axis: Axes, digests: Iterable[Digest]) -> None:
     """A dotted line a chance loss, if there are few."""
-    levels = sorted({d.summary["chance_loss"] for group in groups for d in group.digests})
+    levels = sorted({digest.chance for digest in digests if math.isfinite(digest.chance)})
     if len(levels) <= 4:
         label = f"chance: {', '.join(f'{level:.4g}' for level in levels)}"
         for level in levels:
-            axis.axhline(level, color="0.3", linewidth=1, linestyle=":", label=label)
+            axis.axhline(level, color="0.3", linewidth=1, linestyle=":",
+                         label=label if level == levels[0] else None)  # fmt: skip

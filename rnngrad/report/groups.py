@@ -41,6 +41,7 @@ class Digest:
         label: Its path below the folder that all runs share.
         settings: Its configuration, flat.
         summary: summary.json.
+        chance: The loss of a guess without memory; NaN where none is known.
         eval_step: Evaluated steps ``[E]``.
         eval_loss: ``[E]``.
         first: ``log10 ‖∂L/∂h_t‖ [T]`` at the first logged step; empty without a record.
@@ -52,6 +53,7 @@ class Digest:
     label: str
     settings: dict[str, Any]
     summary: dict[str, Any]
+    chance: float
     eval_step: Floats
     eval_loss: Floats
     first: Floats
@@ -86,6 +88,12 @@ class Digest:
         return float(horizon(self.lag, HORIZON)) if np.isfinite(self.lag).any() else math.nan
 
 
+def chance(summary: Mapping[str, Any]) -> float:
+    """The loss of a guess without memory; NaN where none is known."""
+    value = summary.get("chance_loss")
+    return math.nan if value is None else float(value)
+
+
 def digest(run: Run, label: str) -> Digest:
     """Reads a run's files once.
 
@@ -107,6 +115,7 @@ def digest(run: Run, label: str) -> Digest:
         label=label,
         settings=settings(run),
         summary=summary,
+        chance=chance(summary),
         eval_step=metrics["step"][evaluated].astype(np.float64),
         eval_loss=metrics["eval_loss"][evaluated],
         first=hidden[0].copy() if len(hidden) else np.empty(0),

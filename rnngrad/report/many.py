@@ -56,7 +56,7 @@ def loss_curves(groups: Sequence[Group]) -> Exhibit:
     styles = looks(found)
     for axis, panel in zip(axes, found, strict=True):
         draw_losses(axis, panel, others, styles)
-        chance_lines(axis, [*panel.groups.values()])
+        chance_lines(axis, [d for group in panel.groups.values() for d in group.digests])
         axis.set(xlabel=STEP, title=plain(panel.title))
         axis.grid(alpha=0.3)
     share(axes, "evaluation loss", across=True)

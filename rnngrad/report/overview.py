@@ -54,6 +54,8 @@ def overview(digests: Sequence[Digest]) -> Figure:
     count = 1 + len(runs)
     drawn, axes = grid(count, width=3.6 * min(count, 3), height=3.1)
     _draw_losses(axes[0], runs)
+    chance_lines(axes[0], digests)
+    axes[0].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     for axis, run, name in zip(axes[1:], runs, names(runs), strict=True):
         _draw_moments(axis, run, name)
     share_range(axes[1:])
@@ -70,7 +72,7 @@ def _of_many(digests: Sequence[Digest]) -> Figure:
     drawn = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = drawn.subplots(1, 2)
     draw_losses(left, panels[0], others, bands=bands)
-    chance_lines(left, groups)
+    chance_lines(left, digests)
     draw_profiles(right, panels[0], others, "last", bands=bands)
     left.set(xlabel=STEP, ylabel="evaluation loss", title="Loss")
     logarithmic(left)
@@ -92,14 +94,8 @@ def _draw_losses(axis: Axes, runs: Sequence[Reading]) -> None:
         count = int(there.sum())
         axis.plot(metrics["step"][there], metrics["eval_loss"][there], label=plain(wrapped(name)),
                   **series(number, count))  # fmt: skip
-    levels = sorted({run.summary["chance_loss"] for run in runs})
-    for level in levels:
-        label = f"chance: {', '.join(f'{each:.4g}' for each in levels)}"
-        axis.axhline(level, color="0.3", linewidth=1, linestyle=":",
-                     label=label if level == levels[0] else None)  # fmt: skip
     axis.set(xlabel=STEP, ylabel="evaluation loss", title="Loss")
     logarithmic(axis)
-    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def _draw_moments(axis: Axes, run: Reading, name: str) -> None:

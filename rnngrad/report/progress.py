@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from rnngrad.diagnosis import clip_thresholds, pascanu_range
 from rnngrad.report.exhibit import Exhibit, Table, number, percent
+from rnngrad.report.groups import chance
 from rnngrad.report.reading import Reading
 from rnngrad.report.style import (
     COLOURS,
@@ -48,8 +49,9 @@ def loss(run: Reading) -> Exhibit:
     there = np.isfinite(metrics["eval_loss"])
     axis.plot(metrics["step"][there], metrics["eval_loss"][there], color=COLOURS[1],
               marker="s", markersize=3.5, linestyle="--", label="evaluation")  # fmt: skip
-    axis.axhline(summary["chance_loss"], color="black", linestyle=":", linewidth=1,
-                 label=f"chance, {summary['chance_loss']:.4g}")  # fmt: skip
+    if np.isfinite(level := chance(summary)):
+        axis.axhline(level, color="black", linestyle=":", linewidth=1,
+                     label=f"chance, {level:.4g}")  # fmt: skip
     if summary.get("solved_at") is not None:
         axis.axvline(summary["solved_at"], color=COLOURS[2], linestyle="-.", linewidth=1,
                      label=f"solved at {summary['solved_at']}")  # fmt: skip

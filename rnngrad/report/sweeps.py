@@ -242,7 +242,7 @@ def horizons(groups: Sequence[Group]) -> Exhibit | None:
     right.set(xlabel="slope of the lag-resolved curve (decades a time step)",
               ylabel="last evaluation loss")  # fmt: skip
     for axis in (left, right):
-        chance_lines(axis, groups)
+        chance_lines(axis, digests)
         logarithmic(axis)
         axis.grid(alpha=0.3)
     legend_below(figure, [left], columns=4)
