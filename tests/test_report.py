@@ -33,11 +33,12 @@ from rnngrad.report import figure, main, plot, write
 from rnngrad.report.curves import losses
 from rnngrad.report.exhibit import Exhibit, Saved, save
 from rnngrad.report.groups import grouped, looks, panels, read
-from rnngrad.report.many import survival
+from rnngrad.report.many import solving, survival
 from rnngrad.report.one import exhibits
 from rnngrad.report.page import page
 from rnngrad.report.reading import Reading
 from rnngrad.report.several import exhibits as several
+from rnngrad.report.several import setups
 from rnngrad.report.statistics import kaplan_meier, mean_band, t975, wilson
 from rnngrad.report.style import field
 from rnngrad.report.sweeps import success
@@ -371,6 +372,22 @@ def test_a_run_without_a_chance_loss_has_no_line_and_keeps_nobody_elses(
         assert each is not None
         labels = [str(label) for axis in each.axes for label in drawn_lines(axis)]
         assert any(label.startswith("chance") for label in labels) == (count > 1)
+
+
+def test_nothing_is_said_of_steps_that_no_run_has_reached(tmp_path: Path) -> None:
+    made = [
+        made_up(tmp_path / f"{seed}", steps=10, solved_at=5 if seed == 4 else None, seed=seed,
+                status="completed" if seed == 4 else "interrupted", trainer__steps=1000)
+        for seed in range(5)
+    ]  # fmt: skip
+    groups = grouped(read(made)[0])
+    assert survival(groups[0]).end == 10
+    (row,) = setups(groups).rows
+    assert row[4] == "over 10"
+    shown = solving(groups)
+    assert shown is not None and shown.figure is not None
+    (line,) = shown.figure.axes[0].get_lines()
+    assert line.get_xdata().tolist() == [0, 5, 10]  # type: ignore[union-attr]
 
 
 def test_success_is_counted_by_length(tmp_path: Path) -> None:

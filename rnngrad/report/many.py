@@ -200,7 +200,8 @@ def solving(groups: Sequence[Group]) -> Exhibit | None:
     text = (
         "Kaplan-Meier: a run that was not solved when it ended is censored there, it is not"
         " counted as never solving and not left out. A run that diverged or failed counts as"
-        " unsolved to the end of the budget, since it would not have gone on. A run is solved"
+        " unsolved to the end of the budget, since it would not have gone on. A line ends where the"
+        " last run of its set-up did. A run is solved"
         " from the first evaluation that meets its task's rule; medians are in the table of"
         " set-ups."
     )
@@ -209,8 +210,7 @@ def solving(groups: Sequence[Group]) -> Exhibit | None:
 
 def _staircase(group: Group) -> tuple[Any, Any]:
     estimate = survival(group)
-    end = max([group.budget, *estimate.time])
-    x = np.concatenate([[0.0], estimate.time, [end]])
+    x = np.concatenate([[0.0], estimate.time, [estimate.end]])
     left = np.concatenate([[1.0], estimate.fraction])
     return x, 100 * (1 - np.append(left, left[-1]))
 

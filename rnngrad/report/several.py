@@ -141,7 +141,7 @@ def _setup(group: Group) -> tuple[str, ...]:
     digests = group.digests
     wrong = sum(digest.summary["status"] in WENT_WRONG for digest in digests)
     low, high = wilson(group.solved, len(digests))
-    middle = many.survival(group).median
+    times = many.survival(group)
     good = group.losses[np.isfinite(group.losses) & (group.losses > 0)]
     clipped = [d.summary.get("clip_fraction") for d in digests]
     fractions = [value for value in clipped if value is not None]
@@ -151,7 +151,7 @@ def _setup(group: Group) -> tuple[str, ...]:
         str(len(digests)),
         str(wrong),
         f"{group.solved} of {len(digests)} ({100 * low:.0f} to {100 * high:.0f} %)",
-        f"over {group.budget}" if np.isinf(middle) else f"{middle:.0f}",
+        f"over {times.end:.0f}" if np.isinf(times.median) else f"{times.median:.0f}",
         number(float(10 ** np.mean(np.log10(good)))) if len(good) else "-",
         percent(float(np.mean(fractions))) if fractions else "-",
         number(float(np.median(reach)), 6) if reach else "-",

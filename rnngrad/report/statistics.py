@@ -80,10 +80,12 @@ class Survival(NamedTuple):
     Args:
         time: Of events, ascending ``[n]``.
         fraction: From each of these times on ``[n]``.
+        end: The last time at which anyone was seen: nothing is known beyond.
     """
 
     time: Floats
     fraction: Floats
+    end: float
 
     @property
     def median(self) -> float:
@@ -109,4 +111,4 @@ def kaplan_meier(times: Sequence[float], happened: Sequence[bool]) -> Survival:
     at_risk = np.array([(at >= moment).sum() for moment in moments], dtype=np.float64)
     died = np.array([((at == moment) & event).sum() for moment in moments], dtype=np.float64)
     left = np.cumprod(1 - died / at_risk)
-    return Survival(moments, left.astype(np.float64))
+    return Survival(moments, left.astype(np.float64), float(at.max()))
