@@ -66,26 +66,29 @@ def make_run(
     (path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     last = steps // 2 if diverges else steps
     with Tracker(path, CHANCE, LENGTH, settings=config) as tracker:
-        for step in (1, *range(every, last + 1, every)):
+        for step in range(1, last + 1):
             norm = 2.0 + np.sin(step + seed)
             loss = np.nan if diverges and step == last else loss_at(step, cell, seed, lr)
+            coefficient = min(1.0, 1 / norm) if clip != "none" else 1.0
+            tracker.updated(loss, norm, coefficient)
+            if step != 1 and step % every:
+                continue
             row = {
                 "step": step,
                 "loss": loss,
                 "accuracy": 0.5,
                 "grad_norm_pre": norm,
                 "grad_norm_post": min(norm, 1.0) if clip != "none" else norm,
-                "clip_coef": min(1.0, 1 / norm) if clip != "none" else 1.0,
+                "clip_coef": coefficient,
                 "clipped": int(clip != "none"),
                 "skipped": 0,
                 "lr": lr,
             }
             if not np.isnan(loss):
                 row |= {"eval_loss": loss, "eval_accuracy": 0.5}
-            tracker.log(row, {} if np.isnan(loss) else records(cell))
-            tracker.updated(loss, norm, row["clip_coef"])
             if measures and not np.isnan(loss):
                 tracker.measured(step, quantities(cell))
+            tracker.log(row, {} if np.isnan(loss) else records(cell))
         final = loss_at(last, cell, seed, lr)
         result = Result(
             status="diverged" if diverges else "completed",
@@ -122,8 +125,10 @@ def quantities(cell: str) -> dict[str, Any]:
             f"{layer}/saturated": 0.25,
             f"{layer}/dead": np.nan,
             f"parameter/rnn.weight_hh_{layer}/norm": 3.0,
+            f"parameter/rnn.weight_hh_{layer}/grad_norm": 0.1,
             f"parameter/rnn.weight_hh_{layer}/update_norm": 3e-3,
             f"parameter/rnn.bias_hh_{layer}/norm": 4.0,
+            f"parameter/rnn.bias_hh_{layer}/grad_norm": 0.2,
             f"parameter/rnn.bias_hh_{layer}/update_norm": 4e-3,
         }
         gates = {"rnn": [""], "lstm": ["/i", "/f", "/g", "/o"], "gru": ["/r", "/z", "/n"]}[cell]

@@ -536,6 +536,15 @@ def test_what_was_not_measured_is_left_out_with_the_preset_that_measures_it(
     assert "Lyapunov exponents and one-step Jacobian (`measure=full` measures it)" in said
 
 
+def test_updates_are_shown_also_where_gradients_were_not_measured(tmp_path: Path) -> None:
+    with Tracker(tmp_path, 1 / 6, T) as tracker:
+        for step in (1, 2):
+            sizes = {"norm": 2.0, "update_norm": 4e-3}
+            tracker.measured(step, {f"parameter/weight/{k}": size for k, size in sizes.items()})
+    shown = next(e for e in exhibits(Reading(tmp_path)) if e.name == "updates")
+    assert shown.tables[0].rows == [("weight", "2", "2", "0.002")]
+
+
 def test_the_verdict_comes_with_its_findings_the_worst_first(tmp_path: Path) -> None:
     run = made_up(tmp_path / "a")
     findings = [

@@ -147,7 +147,10 @@ def _speeds(run: Reading, name: str) -> tuple[Any, Any, Any]:
     """Steps, ``‖update‖ / ‖parameter‖`` and ``‖gradient‖``; NaN where not positive."""
     step, change = run.measured(f"parameter/{name}/update_norm")
     at = np.isin(run.measures["step"], step)
-    size, grad = (run.measures[f"parameter/{name}/{kind}"][at] for kind in ("norm", "grad_norm"))
+    missing = np.full(len(at), np.nan)
+    size, grad = (
+        run.measures.get(f"parameter/{name}/{kind}", missing)[at] for kind in ("norm", "grad_norm")
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = change / size
     positive = np.isfinite(relative) & (relative > 0)
