@@ -108,16 +108,23 @@ def same(line: str, other: str) -> bool:
 
 
 def close(word: str, other: str) -> bool:
+    """Within 2 % and half a unit of the last digit that ``other`` has."""
+    word, other = word.strip(","), other.strip(",")
     try:
-        return float(word.strip(",")) == pytest.approx(float(other.strip(",")), rel=0.02, abs=4e-3)
+        difference = abs(float(word) - float(other))
     except ValueError:
         return word == other
+    digits, _, exponent = other.lower().partition("e")
+    unit = 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+    return difference <= 0.02 * abs(float(other)) + unit / 2 * (1 + 1e-9)
 
 
 def test_lines_with_other_numbers_are_not_the_same() -> None:
     assert same("w = 2 a step 1.28, then", "w = 2 a  step 1.281, then")
     assert not same("w = 2 a step 1.28", "w = 2 a step 1.35")
     assert not same("20 of 100", "32 of 100") and not same("a 1", "b 1")
+    assert same("0.0021, -4.4e-05", "0.0021, -4.37e-05") and not same("0.0021", "0.0025")
+    assert not same("1.2e-09", "3.4e-09") and not same("-0.003", "0.000")
 
 
 def test_lines_of_runs_differ_from_the_pages_in_nothing_but_numbers(
