@@ -206,8 +206,7 @@ def test_chance_on_the_evaluations_sequences_is_what_the_page_says() -> None:
 
 def test_links_lead_somewhere() -> None:
     for name in re.findall(r"\]\((?!http)([^)]+)\)", PAGE):
-        if name != "diagnosis.md":  # comes with rnngrad.diagnosis
-            assert (ROOT / "docs" / name).exists(), name
+        assert (ROOT / "docs" / name).exists(), name
 
 
 # activations
