@@ -516,6 +516,30 @@ def test_the_same_runs_give_the_same_bytes_wherever_they_lie(
         assert data == written[1][name], name
 
 
+def test_files_of_an_earlier_report_do_not_stay_and_others_do(
+    measured_run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.csv").write_text("1")
+    write([measured_run], tmp_path)
+    earlier = {path.name for path in tmp_path.iterdir()}
+    bare = made_up(tmp_path.with_name(f"{tmp_path.name}_bare"))
+    write([bare], tmp_path)
+    now = {path.name for path in tmp_path.iterdir()}
+    assert earlier - now >= {"measures.csv", "lag.png", "lag.svg", "lag.csv"}
+    linked = Requests()
+    linked.feed((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert now == {*(x for x in linked.links if x[0] != "#"), "index.html", "report.md", "mine.csv"}
+
+
+def test_a_page_that_is_no_report_is_no_list_of_files_to_remove(
+    measured_run: Run, tmp_path: Path, quick: None
+) -> None:
+    (tmp_path / "mine.csv").write_text("1")
+    (tmp_path / "index.html").write_text('<a href="mine.csv">mine</a>')
+    write([measured_run], tmp_path)
+    assert (tmp_path / "mine.csv").exists()
+
+
 def test_a_run_with_everything_measured_shows_it_all(measured_run: Run) -> None:
     names = {exhibit.name for exhibit in exhibits(Reading(measured_run.path))}
     assert names >= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from rnngrad.report.style import STYLE
 from rnngrad.runs import Run
 
 FIGURE = "gradients"
+PAGE = "index.html"
+TITLE = "rnngrad report: "
 OF_A_MEAN = "Norms of ∂L/∂h_t are of a loss that is a mean over the batch."
 
 
@@ -46,7 +49,7 @@ def write(runs: Sequence[Run], out: Path) -> Written:
 
     Args:
         runs: One for all about it, several for a comparison.
-        out: The folder; files of an earlier report in it are replaced.
+        out: The folder; files of an earlier report in it are replaced or removed.
 
     Raises:
         ValueError: None of the runs can be read.
@@ -56,6 +59,7 @@ def write(runs: Sequence[Run], out: Path) -> Written:
     if not digests:
         raise ValueError("; ".join(f"{label}: {why}" for label, why in unreadable.items()))
     out.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(out)
     groups = grouped(digests)
     kept = [digest.run for digest in digests]
     files = ["runs.csv", "steps.csv"]
@@ -65,14 +69,23 @@ def write(runs: Sequence[Run], out: Path) -> Written:
         files.append("measures.csv")
     with matplotlib.rc_context(STYLE):
         sections = [save(exhibit, out) for exhibit in _exhibits(groups, digests, unreadable)]
-    title = f"rnngrad report: {names(kept)[0] if len(kept) == 1 else f'{len(kept)} runs'}"
+    title = f"{TITLE}{names(kept)[0] if len(kept) == 1 else f'{len(kept)} runs'}"
     lead = _lead(digests, groups)
     details = ""
     if len(kept) == 1 and digests[0].settings:
         details = yaml.safe_dump(kept[0].config, sort_keys=False)
-    (out / "index.html").write_text(page(title, lead, sections, files, details), encoding="utf-8")
+    (out / PAGE).write_text(page(title, lead, sections, files, details), encoding="utf-8")
     (out / "report.md").write_text(markdown(title, lead, sections, files), encoding="utf-8")
-    return Written(out / f"{FIGURE}.png", out / "index.html", kept, unreadable)
+    return Written(out / f"{FIGURE}.png", out / PAGE, kept, unreadable)
+
+
+def _remove_earlier(out: Path) -> None:
+    """Removes the files that an earlier report's page links to: the new one may not make them."""
+    earlier = out / PAGE
+    text = earlier.read_text(encoding="utf-8", errors="replace") if earlier.is_file() else ""
+    if f"<title>{TITLE}" in text:
+        for name in re.findall(r'<a href="(\w+\.(?:csv|png|svg))">', text):
+            (out / name).unlink(missing_ok=True)
 
 
 def _exhibits(
