@@ -674,8 +674,17 @@ def test_suggested_thresholds_clip_the_fraction_they_say(tmp_path: Path) -> None
     assert len(shown.tables[0].rows) > 2
     for override, _, fraction in shown.tables[0].rows:
         threshold = float(override.strip("`").split("=")[-1])
+        assert "norm_type" not in override
         above = 100 * np.mean(norms > threshold * (1 + 1e-6))
         assert above == pytest.approx(float(fraction.split()[0]), abs=0.6)
+
+
+def test_thresholds_of_the_l2_norm_say_so_to_a_run_with_another_norm(tmp_path: Path) -> None:
+    run = Reading(made_up(tmp_path / "a", clip__norm_type="inf").path)
+    found = {exhibit.name: exhibit for exhibit in exhibits(run)}
+    for override, *_ in found["thresholds"].tables[0].rows:
+        assert override.endswith(" clip.norm_type=2`")
+    assert "may be of something else than this norm" in found["norms"].text
 
 
 # --- the command

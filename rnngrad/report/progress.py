@@ -126,7 +126,8 @@ def norms(run: Reading) -> Exhibit | None:
         f"L2 norm of the whole gradient at {often}, before the clip rule saw it and after. Where"
         " there are more than can be drawn: the median and the range of neighbours."
     )
-    if there.any() and run.settings.get("clip.name") not in (None, "norm"):
+    euclidean = run.settings.get("clip.norm_type", 2) == 2
+    if there.any() and (run.settings.get("clip.name") not in (None, "norm") or not euclidean):
         text += " The threshold is this rule's own, which may be of something else than this norm."
     data = {"step": steps, "log10_norm_before": before, "log10_norm_after": after}
     return Exhibit("norms", "Gradient norm before and after clipping", text, figure, data=data)
@@ -175,7 +176,11 @@ def thresholds(run: Reading) -> Exhibit | None:
     axis.grid(alpha=0.3)
     legend_beside(axis)
     rows = [
-        (f"`clip=norm clip.max_norm={threshold:.3g}`", f"{percentile:g}", percent(fraction))
+        (
+            f"`clip=norm clip.max_norm={threshold:.3g}{'' if euclidean else ' clip.norm_type=2'}`",
+            f"{percentile:g}",
+            percent(fraction),
+        )
         for percentile, threshold, fraction in suggested
     ]
     text = (
