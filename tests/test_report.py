@@ -1,6 +1,7 @@
 """Reports of made-up runs, so that what they must show is known; and of tapes."""
 
 import csv
+import html
 import json
 import math
 import re
@@ -31,11 +32,11 @@ from rnngrad.nn import GRU, LSTM
 from rnngrad.norms import log10_rms
 from rnngrad.report import figure, main, plot, write
 from rnngrad.report.curves import losses
-from rnngrad.report.exhibit import Exhibit, Saved, save
+from rnngrad.report.exhibit import Exhibit, Saved, Table, code, save
 from rnngrad.report.groups import grouped, looks, panels, read
 from rnngrad.report.many import solving, survival
 from rnngrad.report.one import exhibits
-from rnngrad.report.page import page
+from rnngrad.report.page import markdown, page
 from rnngrad.report.reading import Reading
 from rnngrad.report.several import exhibits as several
 from rnngrad.report.several import setups
@@ -494,6 +495,17 @@ def test_a_report_is_one_page_without_a_request_and_names_files_that_are_there(
 
 def test_what_comes_from_a_run_is_escaped() -> None:
     assert "<b>" not in page("<b>", "<b>", [], [], "<b>")
+    sections = [Saved(Exhibit("a", "t", "<b>", tables=[Table(["<b>"], [["<b>"]])]), [])]
+    written = markdown("<b>", "<b> and `<i>`", sections, [])
+    assert written.count("\\<b>") == written.count("<b>") == 5
+    assert "`<i>`" in written, "code is not HTML"
+
+
+@pytest.mark.parametrize("text", ["a", "a`b", "`a``b`", "<a>`"])
+def test_code_is_code_with_backticks_of_its_own(text: str) -> None:
+    shown = page("", f"see {code(text)} and {code('x')}", [], [], "")
+    assert f"<p>see <code>{html.escape(text)}</code> and <code>x</code></p>" in shown
+    assert f"see {code(text)} and `x`" in markdown("", f"see {code(text)} and `x`", [], [])
 
 
 def test_the_same_runs_give_the_same_bytes_wherever_they_lie(

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ class Exhibit:
     Args:
         name: Of its files, without ending.
         title: In a few words.
-        text: What it shows and how to read it.
+        text: What it shows and how to read it, with code as ``code`` makes it.
         figure: Saved as PNG and SVG.
         tables: Stand in the page and in the Markdown.
         data: The numbers of the figure, columns of one length: saved as CSV.
@@ -113,6 +114,17 @@ def cell(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return value
+
+
+def code(text: str) -> str:
+    """As code in a text, whatever backticks it has itself.
+
+    >>> code("cell=lstm"), code("a`b")
+    ('`cell=lstm`', '`` a`b ``')
+    """
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rnngrad.diagnosis import diagnose_run
 from rnngrad.report import inside, progress, through_time
-from rnngrad.report.exhibit import Exhibit, Table, number, percent
+from rnngrad.report.exhibit import Exhibit, Table, code, number, percent
 from rnngrad.report.reading import Reading
 
 STANDARD = "`measure=standard` measures it, unless back-propagation is truncated"
@@ -135,4 +135,4 @@ def _steps(value: Any) -> str:
 def _override(remedy: Any) -> str:
     """As code, if it can be typed."""
     text = str(remedy)
-    return f"`{text}`" if re.fullmatch(r"(\+?[\w.]+=\S+)( \+?[\w.]+=\S+)*", text) else text
+    return code(text) if re.fullmatch(r"(\+?[\w.]+=\S+)( \+?[\w.]+=\S+)*", text) else text

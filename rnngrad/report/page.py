@@ -118,19 +118,32 @@ def _is_numeric(text: str) -> bool:
     )
 
 
+CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
+"""Between as many backticks as before it, as in Markdown."""
+
+
 def _inline(text: str) -> str:
     """Escaped, with what stands between backticks as code."""
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
+    return CODE.sub(
+        lambda found: f"<code>{found[2].strip() if '`' in found[2] else found[2]}</code>",
+        html.escape(text),
+    )
+
+
+def _escaped(text: str) -> str:
+    """As Markdown has it, in which a ``<`` outside of code may start a tag."""
+    code = re.compile(f"{CODE.pattern}|<")
+    return code.sub(lambda found: "\\<" if found[0] == "<" else found[0], text)
 
 
 def markdown(title: str, lead: str, sections: Sequence[Saved], files: Sequence[str]) -> str:
     """``report.md``: the same, with the figures as files beside it."""
-    parts = [f"# {title}", lead]
+    parts = [f"# {_escaped(title)}", _escaped(lead)]
     for saved in sections:
         exhibit = saved.exhibit
-        parts.append(f"## {exhibit.title}")
+        parts.append(f"## {_escaped(exhibit.title)}")
         if exhibit.text:
-            parts.append(exhibit.text)
+            parts.append(_escaped(exhibit.text))
         if exhibit.figure is not None:
             parts.append(f"![{exhibit.title}]({exhibit.name}.png)")
         parts += [_markdown_table(table) for table in exhibit.tables]
@@ -142,6 +155,8 @@ def markdown(title: str, lead: str, sections: Sequence[Saved], files: Sequence[s
 def _markdown_table(table: Table) -> str:
     rows = [table.head, ["---"] * len(table.head), *table.rows]
     return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+        "| "
+        + " | ".join(_escaped(cell).replace("|", "\\|").replace("\n", " ") for cell in row)
+        + " |"
         for row in rows
     )

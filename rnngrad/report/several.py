@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from rnngrad.report import many, sweeps
-from rnngrad.report.exhibit import Exhibit, Table, number, percent
+from rnngrad.report.exhibit import Exhibit, Table, code, number, percent
 from rnngrad.report.groups import WENT_WRONG, Digest, Group, swept
 from rnngrad.report.one import STANDARD
 from rnngrad.report.statistics import wilson
@@ -104,7 +104,7 @@ def configurations(groups: Sequence[Group]) -> Exhibit:
     """The keys in which the configurations differ, with their values."""
     keys = swept(groups)
     seeds = {digest.seed for group in groups for digest in group.digests} - {None}
-    rows = [(f"`{key}`", ", ".join(typed(v) for v in values[:40])) for key, values in keys.items()]
+    rows = [(code(key), ", ".join(typed(v) for v in values[:40])) for key, values in keys.items()]
     rows += [("`seed`", f"{len(seeds)} values")] if len(seeds) > 1 else []
     if not rows:
         return Exhibit("configurations", "What differs", "The configurations are the same.")

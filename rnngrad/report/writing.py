@@ -11,7 +11,7 @@ import matplotlib
 import yaml
 
 from rnngrad.report import one, several, tables
-from rnngrad.report.exhibit import Exhibit, save
+from rnngrad.report.exhibit import Exhibit, code, save
 from rnngrad.report.groups import Digest, Group, grouped, read
 from rnngrad.report.overview import names, overview
 from rnngrad.report.page import markdown, page
@@ -96,7 +96,9 @@ def _exhibits(
     if len(digests) == 1:
         yield from one.exhibits(Reading(digests[0].run.path))
     else:
-        yield from several.exhibits(groups, unreadable, f"`rnngrad-report {digests[0].run.path}`")
+        yield from several.exhibits(
+            groups, unreadable, code(f"rnngrad-report {digests[0].run.path}")
+        )
 
 
 def _lead(digests: Sequence[Digest], groups: Sequence[Group]) -> str:
@@ -106,7 +108,7 @@ def _lead(digests: Sequence[Digest], groups: Sequence[Group]) -> str:
     })  # fmt: skip
     made = f"Made with {'; '.join(versions[:4])}."
     if len(digests) == 1:
-        return f"`{digests[0].label}`. {made} {OF_A_MEAN}"
+        return f"{code(digests[0].label)}. {made} {OF_A_MEAN}"
     statuses: dict[str, int] = {}
     for digest in digests:
         status = digest.summary["status"]
