@@ -2,6 +2,7 @@
 
 import csv
 import html
+import itertools
 import json
 import math
 import re
@@ -34,7 +35,7 @@ from rnngrad.report import figure, main, plot, write
 from rnngrad.report.curves import losses
 from rnngrad.report.exhibit import Exhibit, Saved, Table, code, save
 from rnngrad.report.groups import grouped, looks, panels, read
-from rnngrad.report.many import solving, survival
+from rnngrad.report.many import at_other_lengths, solving, survival
 from rnngrad.report.one import exhibits
 from rnngrad.report.page import markdown, page
 from rnngrad.report.reading import Reading
@@ -42,7 +43,7 @@ from rnngrad.report.several import exhibits as several
 from rnngrad.report.several import setups
 from rnngrad.report.statistics import kaplan_meier, mean_band, t975, wilson
 from rnngrad.report.style import field
-from rnngrad.report.sweeps import success
+from rnngrad.report.sweeps import success, sweeps
 from rnngrad.report.tape import rms
 from rnngrad.runs import METRICS, Run
 from rnngrad.tracking import Result, Tracker
@@ -697,6 +698,53 @@ def test_thresholds_of_the_l2_norm_say_so_to_a_run_with_another_norm(tmp_path: P
     for override, *_ in found["thresholds"].tables[0].rows:
         assert override.endswith(" clip.norm_type=2`")
     assert "may be of something else than this norm" in found["norms"].text
+
+
+@pytest.mark.parametrize(
+    "rates", [(1e-4, 4e-3, 5e-3), (1e-4, 1.1e-4, 1.2e-4, 2e-3), (0.001, 0.0011, 0.0012), (1, 9)]
+)
+@pytest.mark.parametrize("keys", [1, 3])
+def test_ticks_of_swept_values_do_not_run_into_each_other(
+    rates: tuple[float, ...], keys: int, tmp_path: Path
+) -> None:
+    made = [
+        made_up(tmp_path / f"{rate}_{other}", task__rate=rate, task__b=other, task__c=other)
+        for rate in rates
+        for other in range(1 if keys == 1 else 2)
+    ]
+    shown = sweeps(grouped(read(made)[0]))
+    assert shown is not None and shown.figure is not None
+    drawn = shown.figure
+    drawn.draw_without_rendering()
+    (axis,) = (axis for axis in drawn.axes if axis.get_xlabel() == "task.rate")
+    labels = [label for label in axis.get_xticklabels() if label.get_text()]
+    texts = [label.get_text() for label in labels]
+    assert texts[0] == f"{rates[0]:g}" and texts[-1] == f"{rates[-1]:g}"
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+
+
+def test_a_band_over_two_seeds_does_not_flatten_the_lengths(tmp_path: Path) -> None:
+    made = []
+    for seed in (0, 1):
+        run = made_up(tmp_path / f"{seed}", seed=seed)
+        scores = {"10": {"loss": 0.1 * 10**-seed}, "20": {"loss": 0.2}}
+        summary = run.summary | {"eval_at": scores}
+        (run.path / "summary.json").write_text(json.dumps(summary))
+        made.append(run)
+    shown = at_other_lengths(grouped(read(made)[0]))
+    assert shown is not None and shown.figure is not None
+    (axis,) = shown.figure.axes
+    low, high = axis.get_ylim()
+    assert 1e-3 < low and high < 10, "Student's t with one degree of freedom is decades wide"
+
+
+def test_a_noise_scale_that_is_negative_throughout_is_no_empty_figure(tmp_path: Path) -> None:
+    with Tracker(tmp_path, 1 / 6, T) as tracker:
+        for step in (1, 2):
+            tracker.measured(step, {"noise/signal": -1e-4, "noise/variance": 1e-2})
+    found = {exhibit.name: exhibit for exhibit in exhibits(Reading(tmp_path))}
+    assert "noise" not in found and "came out negative" in found["left_out"].text
 
 
 # --- the command

@@ -35,6 +35,7 @@ from rnngrad.report.style import (
     grid,
     legend_below,
     logarithmic,
+    not_scaled_by,
     plain,
     series,
 )
@@ -257,10 +258,12 @@ def at_other_lengths(groups: Sequence[Group]) -> Exhibit | None:
                 [np.nan if (v := t.get(str(n), {}).get("loss")) is None else v for n in lengths]
                 for t in tables
             ])  # fmt: skip
-            mean, low, high = (10.0**end for end in mean_band(np.log10(rows)))
-            axis.errorbar(lengths, mean, np.nan_to_num([mean - low, high - mean]), capsize=2,
-                          label=plain(name or "all runs"),
-                          **(series(styles[name], 1) | {"markersize": 5}))  # fmt: skip
+            logs = np.log10(np.where(rows > 0, rows, np.nan))
+            mean, low, high = (10.0**end for end in mean_band(logs))
+            like = series(styles[name], 1) | {"markersize": 5}
+            axis.plot(lengths, mean, label=plain(name or "all runs"), **like)
+            with not_scaled_by(axis):
+                axis.vlines(lengths, low, high, color=like["color"], linewidth=1)
         axis.set(xlabel="evaluated length (time steps)", yscale="log", title=plain(panel.title))
         axis.grid(alpha=0.3)
     share(axes, "evaluation loss")

@@ -32,7 +32,11 @@ FIGURES: tuple[tuple[Callable[[Reading], Exhibit | None], str, str], ...] = (
     (inside.updates, "updates beside weights", STANDARD),
     (inside.spectrum, "spectral radius and singular values", STANDARD),
     (inside.lyapunov, "Lyapunov exponents and one-step Jacobian", FULL),
-    (progress.noise, "gradient noise scale", FULL),
+    (
+        progress.noise,
+        "gradient noise scale",
+        f"{FULL}; nor can one that came out negative be drawn",
+    ),
 )
 """What draws, what it is called where it is left out, and why that may be."""
 

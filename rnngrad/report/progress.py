@@ -286,10 +286,13 @@ def noise(run: Reading) -> Exhibit | None:
     at = step[window - 1 :]
     with np.errstate(divide="ignore", invalid="ignore"):
         local, whole = smooth[1] / smooth[0], mean_variance / mean_signal
+    local, whole = (np.where(values > 0, values, np.nan) for values in (local, whole))
+    if not np.isfinite(local).any() and not np.isfinite(whole).any():
+        return None
     figure, (axis,) = grid(1, width=7.2, height=3.0)
-    profile(axis, at, np.where(local > 0, local, np.nan), label=f"mean of {window} measurements",
+    profile(axis, at, local, label=f"mean of {window} measurements",
             **series(0, len(at)))  # fmt: skip
-    profile(axis, step, np.where(whole > 0, whole, np.nan), label="mean of all so far",
+    profile(axis, step, whole, label="mean of all so far",
             **series(1, len(step)))  # fmt: skip
     batch = run.settings.get("trainer.batch_size")
     if batch:

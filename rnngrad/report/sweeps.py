@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -31,7 +32,6 @@ from rnngrad.report.style import (
     not_scaled_by,
     plain,
     series,
-    spread,
     wrapped,
 )
 from rnngrad.runs import typed
@@ -172,13 +172,30 @@ def _draw_sweep(
                 rows.append((place, *(float(end[0]) for end in mean_band(good[:, None]))))
         _draw_means(axis, rows, style, label, joined=numeric)
     if across or (numeric and len(values) <= 6):
-        shown = [values[i] for i in spread(len(values), 7)]
+        shown = _apart(values, axis)
         axis.set_xticks(shown, [f"{value:g}" for value in shown])
         axis.minorticks_off() if across else None
     if not numeric:
         axis.set_xticks(range(len(values)), [plain(wrapped(typed(v), 12)) for v in values])
         axis.margins(x=0.15)
     axis.grid(alpha=0.3)
+
+
+def _apart(values: Sequence[float], axis: Axes) -> list[float]:
+    """Those whose labels do not run into each other, the first and the last among them."""
+    places = np.log(values) if axis.get_xscale() == "log" else np.array(values, dtype=np.float64)
+    figure, cells = axis.get_figure(), axis.get_gridspec()
+    assert figure is not None and cells is not None
+    width = 0.75 * figure.get_figwidth() / cells.ncols * 72  # points, without what is beside it
+    letters = max(len(f"{value:g}") for value in values) + 1
+    least = letters * 0.64 * matplotlib.rcParams["font.size"] / width * np.ptp(places)
+    kept: list[int] = []
+    for i in range(len(values)):
+        if not kept or places[i] - places[kept[-1]] >= least:
+            kept.append(i)
+    if kept[-1] != len(values) - 1:  # the last one was too near to the one before it
+        kept = [*(kept[:-1] if len(kept) > 1 else kept), len(values) - 1]
+    return [values[i] for i in kept]
 
 
 def _draw_means(
