@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -38,6 +39,8 @@ from rnngrad.diagnosis.detectors import DETECTORS, examine
 from rnngrad.diagnosis.evidence import Evidence
 from rnngrad.diagnosis.findings import Verdict
 from rnngrad.diagnosis.remedies import Setup
+from rnngrad.diagnosis.typed import fitted
+from rnngrad.launcher import plain
 from rnngrad.nn import GRU, LSTM, RNN, convert, unroll
 from rnngrad.runs import LayerHistory, Run, find_runs
 
@@ -85,10 +88,17 @@ def config(**changes: Any) -> dict[str, Any]:
     return made
 
 
+STAYS = {
+    "cell": ("hidden_size", "num_layers"),
+    "optim": ("weight_decay", "schedule", "warmup_steps"),
+}
+
+
 def applied(settings: Mapping[str, Any], override: str) -> dict[str, Any]:
     """What the configuration is with an override typed behind the command.
 
-    Sizes that were typed stay; what else was typed of a part goes with the part.
+    Sizes that were typed stay, and an optimiser's schedule and weight decay; what else was typed of
+    a part goes with the part.
     """
     changed = deepcopy(dict(settings))
     for number, word in enumerate(override.split()):
@@ -99,8 +109,9 @@ def applied(settings: Mapping[str, Any], override: str) -> dict[str, Any]:
             assert inner in changed[group], word
             changed[group][inner] = yaml.safe_load(text)
         else:
-            kept = {k: v for k, v in before.items() if k in ("hidden_size", "num_layers")}
-            changed[group] = part(group, text) | (kept if group == "cell" else {})
+            new = part(group, text)
+            kept = {k: v for k, v in before.items() if k in STAYS.get(group, ()) and k in new}
+            changed[group] = new | kept
         # what follows may only say what the first word leaves open
         assert number or changed[group] != before, f"{word}: is so already"
     return changed
@@ -160,6 +171,61 @@ def test_every_remedy_is_an_override_that_its_run_can_be_given_and_has_not() -> 
         assert seen, name
     for made in becomes.values():
         experiment(made)
+
+
+COMMANDS = (
+    "cell=rnn cell.nonlinearity=relu cell.hidden_size=7",
+    "cell=rnn cell.nonlinearity=sigmoid cell.num_layers=2 optim=sgd optim.momentum=0.9",
+    "cell=bn_rnn cell.gamma=0.2 init.recurrent=orthogonal init.recurrent_scale=1.5",
+    "cell=rnn init.recurrent=identity init.recurrent_scale=2 clip=autoclip clip.percentile=20",
+    "cell=rnn init.recurrent=uniform init.recurrent_scale=0.5 init.bias=zero",
+    "cell=gru bptt_clip=norm trainer.tbptt_k2=10 optim=sgd optim.schedule=cosine",
+    "cell=rnn regularizer=omega regularizer.weight=2.0 ++cell.nonlinearity=relu",
+    "experiment=cliff",
+    "experiment=first_look clip=value ~clip.max_norm",
+)
+
+
+@pytest.fixture(scope="module")
+def typing() -> Iterator[Callable[[Sequence[str]], dict[str, Any]]]:
+    """The configuration of a command, as Hydra composes it; refused as the command refuses it."""
+
+    def composed(words: Sequence[str]) -> dict[str, Any]:
+        values = plain(hydra.compose("config", list(words)))
+        experiment(values)
+        return values
+
+    with hydra.initialize_config_module("rnngrad.conf", version_base="1.3"):
+        yield composed
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_remedy_can_be_typed_and_does_what_it_says(
+    command: str, typing: Callable[[Sequence[str]], dict[str, Any]]
+) -> None:
+    typed = ["task.length=30", *command.split()]
+    before = typing(typed)
+    found = {r for against in AGAINST.values() for r in against(Setup(before, 30, 0.25))}
+    assert found
+    for remedy in found:
+        fit = fitted(remedy, typed)
+        left = [word for word in typed if word not in fit.instead.split()]
+        assert len(left) == len(typed) - len(fit.instead.split())
+        after = typing([*left, *fit.override.split()])
+        assert after == applied(before, remedy.override), fit
+
+
+def test_what_has_to_be_left_out_is_said_beside_the_remedy() -> None:
+    typed = ("cell=rnn", "cell.hidden_size=7", "cell.nonlinearity=relu", "seed=1")
+    relu = config(cell="rnn", cell__nonlinearity="relu")
+    run = replace(evidence(line(-0.2), loss=1.0, settings=relu), overrides=typed)
+    said = "try first: cell=lstm in place of cell=rnn cell.nonlinearity=relu  ("
+    assert said in examine(run).text()
+    kept = found(run, "vanishing in time").as_dict()
+    assert kept["remedies"][0] == "cell=lstm"
+    assert kept["in_place_of"][0] == "cell=rnn cell.nonlinearity=relu"
+    tanh = replace(run, overrides=typed[:2])
+    assert "try first: cell=lstm  (" in examine(tanh).text()
 
 
 def test_nothing_is_known_of_a_setup_without_a_configuration() -> None:
@@ -636,7 +702,8 @@ def test_a_diagnosis_can_be_kept_as_json(loss: float, slope: float) -> None:
     diagnosis = examine(evidence(line(slope), loss=[1.0] * 50 + [loss]))
     kept = json.loads(json.dumps(diagnosis.as_dict(), allow_nan=False))
     assert kept["verdict"] == diagnosis.verdict
-    keys = {"symptom", "level", "value", "threshold", "evidence", "steps", "remedies"}
+    keys = {"symptom", "level", "value", "threshold", "evidence", "steps"}
+    keys |= {"remedies", "in_place_of"}
     assert [finding["symptom"] for finding in kept["findings"]] == [*DETECTORS]
     assert all(finding.keys() == keys for finding in kept["findings"])
 

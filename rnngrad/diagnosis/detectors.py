@@ -9,6 +9,7 @@ from rnngrad.diagnosis import clip_regime, learning, numerics, through_time, uni
 from rnngrad.diagnosis.evidence import Evidence
 from rnngrad.diagnosis.findings import Diagnosis, Finding
 from rnngrad.diagnosis.remedies import Setup
+from rnngrad.diagnosis.typed import fitted
 from rnngrad.diagnosis.verdict import verdict
 
 DETECTORS: Mapping[str, Callable[[Evidence, Setup], Finding]] = {
@@ -39,7 +40,10 @@ def examine(evidence: Evidence) -> Diagnosis:
     What is an alarm in a run that does not learn is a warning in one that does.
     """
     setup = Setup.of(evidence)
-    findings = tuple(detect(evidence, setup) for detect in DETECTORS.values())
+    findings = tuple(
+        replace(finding, remedies=tuple(fitted(r, evidence.overrides) for r in finding.remedies))
+        for finding in (detect(evidence, setup) for detect in DETECTORS.values())
+    )
     if evidence.learns:
         findings = tuple(
             replace(finding, level="warning") if finding.alarm else finding for finding in findings

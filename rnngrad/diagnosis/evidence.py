@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from rnngrad.runs import LayerHistory, Run
 
 Floats = npt.NDArray[np.float64]
 Outcome = Literal["solved", "learnt", "learning", "stuck", "diverged", "unknown"]
+
+OVERRIDES = ".hydra/overrides.yaml"
 
 AT_CHANCE = 0.1
 """A loss less than this part under chance counts as chance: an evaluation of 1,000 sequences is
@@ -66,6 +69,7 @@ class Evidence:
         updates: As ``Run.updates``.
         measures: As ``Run.measures``.
         bptt: As ``Run.bptt``.
+        overrides: What was typed.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -74,6 +78,7 @@ class Evidence:
     updates: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     measures: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     bptt: Mapping[str, LayerHistory] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
     @classmethod
     def of_run(cls, run: Run) -> Evidence:
@@ -85,6 +90,7 @@ class Evidence:
             _read(lambda: run.updates),
             _read(lambda: run.measures),
             _read(lambda: run.bptt),
+            _typed(run.path / OVERRIDES),
         )
 
     def setting(self, key: str, default: Any = None) -> Any:
@@ -259,6 +265,15 @@ def _read(part: Callable[[], Any]) -> Any:
     except (OSError, ValueError, KeyError, yaml.YAMLError):
         return {}
     return found if isinstance(found, Mapping) else {}
+
+
+def _typed(path: Path) -> tuple[str, ...]:
+    """The words of a run's command, as Hydra keeps them."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return ()
+    return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def _measured_curves(evidence: Evidence) -> Iterator[Curve]:

@@ -29,10 +29,17 @@ class Remedy(NamedTuple):
         override: As it is typed behind the run's own command; a group's name takes the place of
             the one that was there.
         words: The same for who writes a loop in torch.
+        instead: Words of the run's command that it takes the place of; empty if all may stay.
     """
 
     override: str
     words: str
+    instead: str = ""
+
+    @property
+    def typed(self) -> str:
+        """What to type, and in place of what."""
+        return f"{self.override} in place of {self.instead}" if self.instead else self.override
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,10 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as summary.json keeps them; what is not finite is ``None``."""
-        plain = asdict(self) | {"remedies": [remedy.override for remedy in self.remedies]}
+        plain = asdict(self) | {
+            "remedies": [remedy.override for remedy in self.remedies],
+            "in_place_of": [remedy.instead for remedy in self.remedies],
+        }
         plain["steps"] = list(self.steps)
         for key in ("value", "threshold"):
             plain[key] = plain[key] if math.isfinite(plain[key]) else None
@@ -122,7 +132,7 @@ class Diagnosis:
         lines += [f"  {self[symptom].evidence}" for symptom in self.because]
         for number, remedy in enumerate(self.remedies[:3]):
             start = "try first" if number == 0 else "then     "
-            lines.append(f"  {start}: {remedy.override}  ({remedy.words})")
+            lines.append(f"  {start}: {remedy.typed}  ({remedy.words})")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
