@@ -759,6 +759,39 @@ def test_diagnosing_a_model_leaves_it_bitwise_as_it_was(graded: bool, training: 
     assert model.training is training and model.drop.training is training
 
 
+def test_what_lies_around_the_model_is_left_as_it_was_too() -> None:
+    table, head = nn.Embedding(5, 3), nn.Linear(6, 6)
+    x, y = table(torch.randint(5, (40, 4))), batch()[1].requires_grad_()
+
+    class Counting(nn.Module):
+        """A loss with parameters and a buffer, and a head that belongs to nobody."""
+
+        calls: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            loss: Tensor = (self.weight * (head(output) - target) ** 2).mean()
+            return loss
+
+    class InPlace(Last):
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return super().forward(x.mul_(2), scale)
+
+    model, loss = InPlace(LSTM(3, 6)), Counting()
+    before = everything(head, y), x.detach().clone()
+    assert diagnose(model, (x, y), loss).findings
+    assert everything(head, y) == before[0] and torch.equal(x, before[1])
+    assert loss.calls == 0
+    assert all(p.grad is None for p in (table.weight, head.weight, loss.weight, y))
+    x.sum().backward()  # the caller's graph is whole
+    assert table.weight.grad is not None
+
+
 def test_a_loss_that_raises_leaves_the_model_as_it_was() -> None:
     model = Last(LSTM(3, 6))
     state = everything(model)
@@ -837,6 +870,57 @@ def test_a_model_whose_loss_is_no_number_is_numerical(value: float) -> None:
     diagnosis = diagnose(Last(LSTM(3, 6)), (x, y + value), nn.functional.mse_loss)
     assert diagnosis.verdict == "numerical"
     assert diagnosis["loss not finite"].alarm
+
+
+class Chunks(nn.Module):
+    """A tanh RNN called on a few steps at a time."""
+
+    def __init__(self, chunk: int) -> None:
+        super().__init__()
+        self.chunk, self.rnn = chunk, RNN(3, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = None
+        for part in x.split(self.chunk):
+            out, h = self.rnn(part, h)
+        last: Tensor = out[-1]
+        return last
+
+
+@pytest.mark.parametrize("chunk", [1, 40])
+def test_one_call_of_many_says_nothing_of_the_whole_sequence(chunk: int) -> None:
+    x, y = batch(120)
+    diagnosis = diagnose(Chunks(chunk), (x, y + 1), nn.functional.mse_loss)
+    assert diagnosis.verdict == "inconclusive"
+    finding = diagnosis["vanishing in time"]
+    assert finding.level == "unknown"
+    assert f"rnn.l0 was called {120 // chunk} times" in finding.evidence
+    whole = diagnose(Chunks(120), (x, y + 1), nn.functional.mse_loss)
+    assert whole.verdict == "vanishing"
+
+
+def test_two_sequences_through_one_layer_are_not_one_sequence_in_two_parts() -> None:
+    class Twice(Last):
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return super().forward(x) + super().forward(-x)
+
+    x, y = batch(120)
+    diagnosis = diagnose(Twice(RNN(3, 6)).eval(), (x, y + 1), nn.functional.mse_loss)
+    assert diagnosis.verdict == "vanishing"
+    assert "119 steps before" in diagnosis["vanishing in time"].evidence
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_units_at_their_ends_are_seen_before_training(nonlinearity: str) -> None:
+    rnn = RNN(3, 6, nonlinearity=nonlinearity)
+    with torch.no_grad():
+        rnn.weight_ih_l0.mul_(1000)
+        rnn.weight_hh_l0.mul_(50)
+        if nonlinearity == "relu":
+            rnn.bias_ih_l0.fill_(-1e5)
+    x, y = batch()
+    diagnosis = diagnose(Last(rnn).eval(), (x, y + 1), nn.functional.mse_loss)
+    assert diagnosis.verdict == "saturated"
 
 
 def test_a_model_with_nothing_to_record_is_refused() -> None:

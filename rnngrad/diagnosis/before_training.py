@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from rnngrad.bptt import LayerRecord, Tape, record
 from rnngrad.diagnosis.detectors import examine
-from rnngrad.diagnosis.evidence import Evidence, Floats
+from rnngrad.diagnosis.evidence import NO_LAG, Evidence, Floats
 from rnngrad.diagnosis.findings import Diagnosis
 from rnngrad.measure import at_their_ends, lags
 from rnngrad.norms import log10_mean, log10_rms, norms
@@ -27,8 +28,9 @@ ANCHORS = 4
 def diagnose(model: nn.Module, batch: tuple[Any, Any], loss: Callable[..., Tensor]) -> Diagnosis:
     """What the gradient of a model of one's own does, before a long training finds out.
 
-    One forward and one backward are recorded. Gradients, random streams, mode and buffers (such as
-    a batch normalisation's averages) are left as they were.
+    One forward and one backward are recorded, of a copy of the batch. Gradients, random streams,
+    mode and buffers (such as a batch normalisation's averages) are left as they were, in the model,
+    the loss and whatever the batch was made by.
 
     Args:
         model: Holds layers of ``rnngrad.nn`` (``convert`` makes them), or cells run by ``unroll``.
@@ -50,57 +52,76 @@ def diagnose(model: nn.Module, batch: tuple[Any, Any], loss: Callable[..., Tenso
         >>> diagnose(Last(), batch, torch.nn.functional.mse_loss).verdict
         'vanishing'
     """
-    inputs, targets = batch
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    with _left_as_it_was(model, loss, (*arguments, targets)):
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with _left_as_it_was(model, loss):
+        leaves: list[Tensor] = [*parameters.values()]
+        inputs, targets = (_apart(part, leaves) for part in batch)
+        several = isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence)
         with record(model, full=True, trajectory=True) as tape:
-            value = loss(model(*arguments), targets)
-            value.backward()
-        evidence = _evidence(model, tape, float(value.detach()))
+            value = loss(model(*inputs) if several else model(inputs), targets)
+            grads = torch.autograd.grad(value, leaves, allow_unused=True)
+        gradients = dict(zip(parameters, grads, strict=False))
+        evidence = _evidence(model, tape, float(value.detach()), gradients)
     return examine(evidence)
 
 
 @contextmanager
-def _left_as_it_was(
-    model: nn.Module, loss: Callable[..., Tensor], batch: tuple[Any, ...]
-) -> Iterator[None]:
-    """Inside, gradients are empty; afterwards they, buffers and random streams are as before."""
-    leaves = [*model.parameters(), *(a for a in batch if isinstance(a, Tensor) and a.is_leaf)]
-    if isinstance(loss, nn.Module):
-        leaves += loss.parameters()
-    gradients = [(leaf, leaf.grad) for leaf in leaves]
-    devices = {leaf.device.index for leaf in leaves if leaf.device.type == "cuda"}
-    forked = torch.random.fork_rng(devices=sorted(d for d in devices if d is not None))
-    with forked, statistics_kept(model):
-        try:
-            for leaf in leaves:
-                leaf.grad = None
-            with torch.enable_grad():
-                yield
-        finally:
-            for leaf, gradient in gradients:
-                leaf.grad = gradient
+def _left_as_it_was(model: nn.Module, loss: Callable[..., Tensor]) -> Iterator[None]:
+    """Buffers and random streams are afterwards as before."""
+    tensors = [*model.parameters(), *model.buffers()]
+    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(sorted(d for d in devices if d is not None)))
+        for module in (model, loss):
+            if isinstance(module, nn.Module):
+                stack.enter_context(statistics_kept(module))
+        stack.enter_context(torch.enable_grad())
+        yield
 
 
-def _evidence(model: nn.Module, tape: Tape, value: float) -> Evidence:
+def _apart(value: Any, leaves: list[Tensor]) -> Any:
+    """A copy that no graph leads out of; what requires a gradient still does, in ``leaves``."""
+    if isinstance(value, Tensor):
+        leaf = value.detach().requires_grad_(value.requires_grad)
+        if value.requires_grad:
+            leaves.append(leaf)
+        return leaf.clone()
+    if isinstance(value, PackedSequence):
+        return value._replace(data=_apart(value.data, leaves))
+    if isinstance(value, Mapping):
+        return {key: _apart(part, leaves) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_apart(part, leaves) for part in value)
+    return value
+
+
+def _evidence(
+    model: nn.Module, tape: Tape, value: float, gradients: Mapping[str, Tensor | None]
+) -> Evidence:
     """What a run would have measured at its first step."""
     measures: dict[str, Floats] = {"step": np.zeros(1, np.int64)}
     histories = {}
     squares = 0.0
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
+        gradient = gradients.get(name)
+        if gradient is not None:
             norm, grad_norm = (
-                float(norms(tensor.detach().reshape(1, -1)))
-                for tensor in (parameter, parameter.grad)
+                float(norms(tensor.detach().reshape(1, -1))) for tensor in (parameter, gradient)
             )
             measures[f"parameter/{name}/norm"] = np.array([norm])
             measures[f"parameter/{name}/grad_norm"] = np.array([grad_norm])
             squares = math.hypot(squares, grad_norm)
+    parts = []
     for name in tape:
-        layer = max(tape.calls(name), key=lambda call: len(call.hidden_norm))
-        histories[name] = _history(layer)
+        calls = tape.calls(name)
+        layer = max(calls, key=lambda call: len(call.hidden_norm))
         assert layer.trajectory is not None
-        found = lags(layer, ANCHORS) | at_their_ends(layer.trajectory)
+        found: dict[str, Any] = dict(at_their_ends(layer.trajectory))
+        if _in_parts(calls):
+            parts.append(f"{name} was called {len(calls)} times, on a part of the sequence each")
+        else:
+            histories[name] = _history(layer)
+            found |= lags(layer, ANCHORS)
         measures |= {f"{name}/{kind}": np.asarray(row)[None] for kind, row in found.items()}
     updates = {
         "step": np.zeros(1, np.int64),
@@ -108,7 +129,19 @@ def _evidence(model: nn.Module, tape: Tape, value: float) -> Evidence:
         "log10_grad_norm": np.array([math.log10(squares) if squares else -math.inf]),
         "clip_coef": np.ones(1),
     }
-    return Evidence(config=_config(model), updates=updates, measures=measures, bptt=histories)
+    return Evidence(
+        config=_config(model),
+        updates=updates,
+        measures=measures,
+        bptt=histories,
+        no_lag="; ".join(parts) or NO_LAG,
+    )
+
+
+def _in_parts(calls: Sequence[LayerRecord]) -> bool:
+    """Whether one call went on from a state, as the next step or chunk of a sequence does."""
+    states = [call.trajectory.state for call in calls if call.trajectory is not None]
+    return len(calls) > 1 and any(bool(part.any()) for state in states for part in state)
 
 
 def _history(layer: LayerRecord) -> LayerHistory:

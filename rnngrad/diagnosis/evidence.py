@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float64]
 Outcome = Literal["solved", "learnt", "learning", "stuck", "diverged", "unknown"]
 
 OVERRIDES = ".hydra/overrides.yaml"
+NO_LAG = "no lag was measured"
 
 AT_CHANCE = 0.1
 """A loss less than this part under chance counts as chance: an evaluation of 1,000 sequences is
@@ -70,6 +71,7 @@ class Evidence:
         measures: As ``Run.measures``.
         bptt: As ``Run.bptt``.
         overrides: What was typed.
+        no_lag: Why no lag was measured, if none was.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class Evidence:
     measures: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     bptt: Mapping[str, LayerHistory] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    no_lag: str = NO_LAG
 
     @classmethod
     def of_run(cls, run: Run) -> Evidence:

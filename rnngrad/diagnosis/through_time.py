@@ -42,7 +42,7 @@ def vanishing_in_time(evidence: Evidence, setup: Setup) -> Finding:
     """
     symptom = "vanishing in time"
     if not evidence.last_curves:
-        return unknown(symptom, VANISHED[0], "no lag was measured")
+        return unknown(symptom, VANISHED[0], evidence.no_lag)
     best = max(evidence.last_curves, key=lambda curve: curve.values[-1])
     value = float(best.values[-1])
     level = graded(value, *VANISHED)
@@ -105,7 +105,7 @@ def exploding_in_time(evidence: Evidence, setup: Setup) -> Finding:
     """By how much an error grows with every step back, in the layer where it grows most."""
     symptom = "exploding in time"
     if not evidence.last_curves:
-        return unknown(symptom, GROWTH[0], "no lag was measured")
+        return unknown(symptom, GROWTH[0], evidence.no_lag)
     worst = max(evidence.last_curves, key=lambda curve: growth(curve.values))
     order, value = growth(worst.values)
     level: Level = LEVELS[order]
