@@ -179,6 +179,8 @@ COMMANDS = (
     "cell=bn_rnn cell.gamma=0.2 init.recurrent=orthogonal init.recurrent_scale=1.5",
     "cell=rnn init.recurrent=identity init.recurrent_scale=2 clip=autoclip clip.percentile=20",
     "cell=rnn init.recurrent=uniform init.recurrent_scale=0.5 init.bias=zero",
+    "cell=rnn init.recurrent=uniform init.recurrent_scale=1.0",
+    "cell=rnn clip.norm_type=inf init=irnn cell.nonlinearity=relu init.bias=torch",
     "cell=gru bptt_clip=norm trainer.tbptt_k2=10 optim=sgd optim.schedule=cosine",
     "cell=rnn regularizer=omega regularizer.weight=2.0 ++cell.nonlinearity=relu",
     "experiment=cliff",
@@ -326,6 +328,59 @@ def test_a_curve_that_is_no_line_has_no_slope_to_speak_of() -> None:
     noise = np.random.default_rng(0).normal(size=100)
     finding = found(evidence([0.0, *noise[:-1], 5.0]), "exploding in time")
     assert finding.level == "ok" and "R²" not in finding.evidence
+
+
+def test_growth_that_levels_off_is_growth() -> None:
+    bent = [min(0.25 * lag, 10.0) for lag in range(101)]
+    finding = found(evidence(bent), "exploding in time")
+    assert finding.alarm and finding.value == pytest.approx(0.1)
+    assert "10^10.0" in finding.evidence and "R²" not in finding.evidence
+    slow = [min(0.1 * lag, 0.9) for lag in range(1001)]  # 8 times in 1000 steps
+    assert found(evidence(slow), "exploding in time").level == "ok"
+
+
+def test_a_state_that_grows_beyond_float32_is_growth_and_not_a_bad_number() -> None:
+    rnn = RNN(3, 6, nonlinearity="relu")
+    with torch.no_grad():
+        rnn.weight_hh_l0.copy_(1.6 * torch.eye(6))
+        rnn.weight_ih_l0.abs_()
+    x, y = batch(250)
+    diagnosis = diagnose(Last(rnn).eval(), (x.abs(), y), nn.functional.mse_loss)
+    assert diagnosis.verdict == "exploding"
+    finding = diagnosis["exploding in time"]
+    assert finding.value == pytest.approx(math.log10(1.6), rel=0.1)
+    hidden = rnn(x.abs())[0].detach()
+    first = int((~hidden.isfinite()).flatten(1).any(1).nonzero()[0])
+    assert f"not finite from t = {first}" in finding.evidence
+    broken = x.clone()
+    broken[100] = math.nan
+    said = diagnose(Last(RNN(3, 6)).eval(), (broken, y), nn.functional.mse_loss)
+    assert said.verdict == "numerical"
+
+
+@pytest.mark.parametrize(
+    ("steps", "nonlinearity", "t", "verdict"),
+    [
+        (0, "relu", 130, "exploding"),
+        (0, "relu", 3, "numerical"),  # too soon for growth
+        (0, "tanh", 130, "numerical"),  # tanh has no state to grow
+        (500, "relu", 130, "numerical"),  # a hundred steps were finite: nothing is known
+    ],
+)
+def test_a_run_whose_first_states_grow_beyond_float32_explodes(
+    steps: int, nonlinearity: str, t: int, verdict: str
+) -> None:
+    reason = (
+        f"step {steps + 1}: hidden state of the last layer (5 units) is not finite from t = {t} "
+        "of 150 on"
+    )
+    settings = config(cell="rnn", cell__nonlinearity=nonlinearity)
+    run = evidence(loss=[math.nan], norms=[math.nan], settings=settings)
+    run = replace(run, summary={"status": "diverged", "steps": steps, "reason": reason})
+    diagnosis = examine(run)
+    assert diagnosis.verdict == verdict
+    overrides = [remedy.override for remedy in diagnosis.remedies]
+    assert overrides and any(word.startswith("optim.lr=") for word in overrides) == (steps > 0)
 
 
 @settings(max_examples=40, deadline=None)
@@ -512,6 +567,17 @@ def test_steps_at_which_nothing_was_measured_are_no_nan_weights() -> None:
     assert found(evidence(loss=1.0, measured=measured), "weights not finite").level == "ok"
 
 
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_weights_that_are_all_nan_are_not_finite(first: int) -> None:
+    norms = [1.0] * first + [math.nan] * (3 - first)
+    measured = {"parameter/a/norm": norms, "parameter/b/norm": norms}
+    lost = evidence(loss=[1.0] * (0, 49, 99)[first] + [math.nan], measured=measured)
+    finding = found(lost, "weights not finite")
+    assert finding.alarm and finding.steps == ((1, 50, 100)[first],)
+    # a loss that goes on was not made by such weights: nothing was measured there
+    assert found(evidence(loss=1.0, measured=measured), "weights not finite").level == "ok"
+
+
 def test_a_gradient_whose_square_float32_cannot_hold_is_an_overflow() -> None:
     assert found(evidence(loss=1.0, norms=[17.9] * 100), "overflow").level == "ok"
     assert found(evidence(loss=1.0, norms=[18.1] * 100), "overflow").alarm
@@ -681,6 +747,29 @@ def test_clipping_is_suggested_at_a_norm_seen_unless_those_have_exploded() -> No
     for level, threshold in ((-1.0, "0.1"), (6.0, "1")):
         run = evidence(line(0.05), loss=1.0, norms=[level] * 100, settings=config(clip="none"))
         assert examine(run).remedies[0].override == f"clip=norm clip.max_norm={threshold}"
+
+
+def test_a_handful_of_norms_suggests_no_threshold() -> None:
+    for count, threshold in ((1, "1"), (19, "1"), (100, "0.1")):
+        settings = config(clip="none")
+        run = evidence(line(0.05), loss=[1.0] * count, norms=[-1.0] * count, settings=settings)
+        clip = examine(run)["exploding in time"].remedies[0].override
+        assert clip == f"clip=norm clip.max_norm={threshold}"
+
+
+def test_a_threshold_among_l2_norms_is_suggested_for_the_l2_norm() -> None:
+    largest = config(clip="norm", clip__norm_type=math.inf, clip__max_norm=1.0)
+    run = evidence(line(0.05), loss=1.0, norms=[-1.0] * 100, settings=largest)
+    run.updates["clip_coef"][:] = 0.5  # type: ignore[index]
+    for symptom in ("exploding in time", "clip regime"):
+        word = found(run, symptom).remedies[0].override
+        assert word == "clip.max_norm=0.1 clip.norm_type=2"
+
+
+def test_three_updates_have_no_clip_regime() -> None:
+    run = evidence(loss=[1.0] * 3, norms=[1.0] * 3, settings=config(clip="norm"))
+    run.updates["clip_coef"][:] = 0.5  # type: ignore[index]
+    assert found(run, "clip regime").level == "ok"
 
 
 def test_a_number_that_is_none_out_of_the_blue_points_at_the_data() -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnngrad.bptt import LayerRecord, Tape, record
+from rnngrad.bptt import LayerRecord, Tape, Trajectory, record
 from rnngrad.diagnosis.detectors import examine
-from rnngrad.diagnosis.evidence import NO_LAG, Evidence, Floats
+from rnngrad.diagnosis.evidence import NO_LAG, Evidence, Floats, Overflow
 from rnngrad.diagnosis.findings import Diagnosis
+from rnngrad.dynamics import TRANSIENT, units
 from rnngrad.measure import at_their_ends, lags
 from rnngrad.norms import log10_mean, log10_rms, norms
 from rnngrad.replay import statistics_kept
@@ -111,11 +112,12 @@ def _evidence(
             measures[f"parameter/{name}/norm"] = np.array([norm])
             measures[f"parameter/{name}/grad_norm"] = np.array([grad_norm])
             squares = math.hypot(squares, grad_norm)
-    parts = []
+    parts, layers = [], []
     for name in tape:
         calls = tape.calls(name)
         layer = max(calls, key=lambda call: len(call.hidden_norm))
         assert layer.trajectory is not None
+        layers.append(layer.trajectory)
         found: dict[str, Any] = dict(at_their_ends(layer.trajectory))
         if _in_parts(calls):
             parts.append(f"{name} was called {len(calls)} times, on a part of the sequence each")
@@ -135,6 +137,7 @@ def _evidence(
         measures=measures,
         bptt=histories,
         no_lag="; ".join(parts) or NO_LAG,
+        overflow=next((found for found in map(_overflow, tape, layers) if found), None),
     )
 
 
@@ -142,6 +145,21 @@ def _in_parts(calls: Sequence[LayerRecord]) -> bool:
     """Whether one call went on from a state, as the next step or chunk of a sequence does."""
     states = [call.trajectory.state for call in calls if call.trajectory is not None]
     return len(calls) > 1 and any(bool(part.any()) for state in states for part in state)
+
+
+def _overflow(name: str, trajectory: Trajectory) -> Overflow | None:
+    """How a layer's state grew until it was not finite, if nothing that is none went in."""
+    hidden = units(trajectory).hidden.flatten(1)
+    if trajectory.lengths is not None or not trajectory.input.isfinite().all():
+        return None
+    hidden = hidden.flip(0) if trajectory.reverse else hidden
+    broken = (~hidden.isfinite()).any(1).nonzero()
+    t = int(broken[0]) if len(broken) else 0
+    if t < TRANSIENT:
+        return None
+    sizes = hidden[:t].abs().amax(1).double().log10()
+    slope = float(sizes[-1] - sizes[0]) / (t - 1)
+    return Overflow(name, t, slope) if math.isfinite(slope) else None
 
 
 def _history(layer: LayerRecord) -> LayerHistory:

@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from rnngrad.dynamics import TRANSIENT
 from rnngrad.runs import LayerHistory, Run
 
 Floats = npt.NDArray[np.float64]
 Outcome = Literal["solved", "learnt", "learning", "stuck", "diverged", "unknown"]
 
 OVERRIDES = ".hydra/overrides.yaml"
+LARGEST = 38.5
+"""``log10`` of float32's end."""
 NO_LAG = "no lag was measured"
 
 AT_CHANCE = 0.1
@@ -33,6 +36,20 @@ STALLED = 0.01
 """A loss that falls by less than this part of itself over a tenth of the budget stands still."""
 SHORTEST = 20
 """Updates under which nothing is said about where the loss is going."""
+
+
+class Overflow(NamedTuple):
+    """A state that grew until float32 could not hold it.
+
+    Args:
+        layer: Name of the layer.
+        t: First time step whose state is not finite.
+        slope: Decades a step up to there.
+    """
+
+    layer: str
+    t: int
+    slope: float
 
 
 class Curve(NamedTuple):
@@ -72,6 +89,7 @@ class Evidence:
         bptt: As ``Run.bptt``.
         overrides: What was typed.
         no_lag: Why no lag was measured, if none was.
+        overflow: Of a model's states; of a run see ``grown``.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -82,6 +100,7 @@ class Evidence:
     bptt: Mapping[str, LayerHistory] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     no_lag: str = NO_LAG
+    overflow: Overflow | None = None
 
     @classmethod
     def of_run(cls, run: Run) -> Evidence:
@@ -98,12 +117,21 @@ class Evidence:
 
     def setting(self, key: str, default: Any = None) -> Any:
         """``config["optim"]["lr"]`` by the name ``optim.lr``; ``default`` if there is none."""
-        value: Any = self.config
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return default
-            value = value[part]
-        return value
+        return setting(self.config, key, default)
+
+    @property
+    def grown(self) -> Overflow | None:
+        """A forward in which the state grew beyond float32 before there was any update.
+
+        Of a run its reason tells: finite for a while, and then not, of units that know no bound.
+        """
+        reason = str(self.summary.get("reason"))
+        said = re.search(r"hidden state of (?:the )?(.+?) \(.* not finite from t = (\d+) ", reason)
+        bounded = self.setting("cell.nonlinearity", "tanh") in ("tanh", "sigmoid")
+        if self.overflow or said is None or bounded or self.summary.get("steps") != 0:
+            return self.overflow
+        t = int(said[2])
+        return Overflow(said[1], t, LARGEST / t) if t >= TRANSIENT else None
 
     @property
     def steps(self) -> npt.NDArray[np.int64]:
@@ -259,6 +287,16 @@ class Evidence:
     def learns(self) -> bool:
         """Whether something good has come of it so far."""
         return self.outcome in ("solved", "learnt", "learning")
+
+
+def setting(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """``config["optim"]["lr"]`` by the name ``optim.lr``; ``default`` if there is none."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return value
 
 
 def _read(part: Callable[[], Any]) -> Any:

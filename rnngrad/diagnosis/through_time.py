@@ -104,11 +104,18 @@ def _steps(
 def exploding_in_time(evidence: Evidence, setup: Setup) -> Finding:
     """By how much an error grows with every step back, in the layer where it grows most."""
     symptom = "exploding in time"
+    if (grown := evidence.grown) is not None:
+        words = (
+            f"{grown.layer}: the state grows by {grown.slope:.2g} decades a step and is not finite "
+            f"from t = {grown.t} on"
+        )
+        level = graded(grown.slope, *GROWTH)
+        return finding(symptom, grown.slope, level, words, (), against_exploding(setup))
     if not evidence.last_curves:
         return unknown(symptom, GROWTH[0], evidence.no_lag)
     worst = max(evidence.last_curves, key=lambda curve: growth(curve.values))
     order, value = growth(worst.values)
-    level: Level = LEVELS[order]
+    name: Level = LEVELS[order]
     line, end = decay(worst.values), float(worst.values[-1])
     words = (
         f"{worst.layer}: an error {'has grown to' if value > 0 else 'is'} {power(end)} of its size "
@@ -119,7 +126,7 @@ def exploding_in_time(evidence: Evidence, setup: Setup) -> Finding:
     return finding(
         symptom,
         value,
-        (level, GROWTH[1] if level == "alarm" else GROWTH[0]),
+        (name, GROWTH[1] if name == "alarm" else GROWTH[0]),
         words + _when(worst),
         _steps(evidence.curves, any, lambda curve: growth(curve.values)[0] >= order),
         against_exploding(setup),
@@ -129,16 +136,20 @@ def exploding_in_time(evidence: Evidence, setup: Setup) -> Finding:
 def growth(values: Floats) -> tuple[int, float]:
     """How serious it is, as an index of ``LEVELS``, and the slope in decades a step.
 
-    As serious as both the slope and what it comes to over the whole sequence. Where the line has
-    too few points, growth from the first lag to the last stands for it.
+    As serious as both the slope and what it comes to over the whole sequence. Where the curve is no
+    line, growth from the first lag to the last stands for the slope, the last being the median of
+    the last tenth; where it has too few points for one, that alone counts.
     """
     end, line = float(values[-1]), decay(values)
     if not math.isfinite(end):
         return LEVELS.index("ok"), 0.0
-    total = LEVELS.index(graded(end, *GROWN)[0])
+    total, lags = LEVELS.index(graded(end, *GROWN)[0]), max(1, len(values) - 1)
     if line.points < POINTS:
-        return total, end / max(1, len(values) - 1)
-    slope = line.slope if holds(line) else 0.0
+        return total, end / lags
+    slope = line.slope
+    if not holds(line):
+        end = float(np.median(values[-max(1, len(values) // 10) :]))
+        total, slope = LEVELS.index(graded(end, *GROWN)[0]), end / lags
     return min(total, LEVELS.index(graded(slope, *GROWTH)[0])), slope
 
 
