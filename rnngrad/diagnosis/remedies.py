@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rnngrad.diagnosis.evidence import Evidence
+import numpy as np
+
+from rnngrad.diagnosis.evidence import SHORTEST, Evidence, setting
 from rnngrad.diagnosis.findings import Remedy, once
 from rnngrad.diagnosis.thresholds import clip_thresholds
 
@@ -33,31 +35,37 @@ class Setup:
         config: As ``Run.config``; of a model of the user's own, as much as its layers tell.
         time_steps: ``T``.
         max_norm: The median of the norms seen; NaN if there was none.
+        seen: How many norms that is of.
+        updated: Whether there was an update, which a smaller step could have mended.
     """
 
     config: Mapping[str, Any]
     time_steps: int
     max_norm: float
+    seen: int = SHORTEST
+    updated: bool = True
 
     @classmethod
     def of(cls, evidence: Evidence) -> Setup:
         """That of a run or a model."""
         median = [t.threshold for t in clip_thresholds(evidence.log10_grad_norm[1])[:1]]
-        return cls(evidence.config, evidence.time_steps, median[0] if median else math.nan)
+        _, norms = evidence.log10_grad_norm
+        return cls(
+            evidence.config,
+            evidence.time_steps,
+            median[0] if median else math.nan,
+            int(np.isfinite(norms).sum()),
+            evidence.summary.get("steps") != 0,
+        )
 
     @property
     def ordinary(self) -> bool:
         """Whether the norms seen are such that a threshold among them makes sense."""
-        return FAINT < self.max_norm <= EXPLODED
+        return self.seen >= SHORTEST and FAINT < self.max_norm <= EXPLODED
 
     def get(self, key: str, default: Any = None) -> Any:
         """A setting, as ``optim.lr``."""
-        value: Any = self.config
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return default
-            value = value[part]
-        return value
+        return setting(self.config, key, default)
 
     @property
     def cell(self) -> str:
@@ -75,7 +83,8 @@ class Setup:
         if name == "orthogonal":
             if self.get("init.recurrent", "torch") not in ("torch", "orthogonal", "identity"):
                 words.append("init.recurrent=torch")
-            if self.get("init.recurrent_scale") not in (None, 1.0):
+            allowed = (None,) if "init.recurrent=torch" in words else (None, 1.0)
+            if self.get("init.recurrent_scale") not in allowed:
                 words.append("init.recurrent_scale=null")
         return " ".join(words)
 
@@ -194,6 +203,8 @@ def _clipping(setup: Setup) -> Iterator[Remedy]:
     words = f"clip_grad_norm_(parameters, {number}){of}"
     if setup.get("clip.name") != "norm":
         yield Remedy(f"clip=norm clip.max_norm={number}", words)
+    elif setup.get("clip.norm_type", 2.0) != 2:
+        yield Remedy(f"clip.max_norm={number} clip.norm_type=2", words)
     elif float(setup.get("clip.max_norm", math.inf)) > 1.05 * float(number):
         yield Remedy(f"clip.max_norm={number}", words)
 
@@ -218,7 +229,7 @@ def against_jumps(setup: Setup, largest: float = 0.0) -> tuple[Remedy, ...]:
 def slower(setup: Setup) -> Iterator[Remedy]:
     """A tenth of the learning rate."""
     rate = setup.get("optim.lr")
-    if rate is not None:
+    if rate is not None and setup.updated:
         yield Remedy(f"optim.lr={rate / 10:.6g}", f"a learning rate of {rate / 10:.6g}")
 
 
