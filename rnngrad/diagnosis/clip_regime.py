@@ -38,7 +38,7 @@ def clip_regime(evidence: Evidence, setup: Setup) -> Finding:
     recent, value = float(np.mean(clipped[-RECENT:])), float(np.mean(clipped))
     level: tuple[Level, float] = ("ok", ALWAYS)
     words = f"{100 * value:.3g} % of the updates are clipped"
-    if recent > ALWAYS:
+    if recent > ALWAYS and len(coefs) >= RECENT:
         level, value = ("warning", ALWAYS), recent
         words = (
             f"{100 * recent:.0f} % of the last {min(len(coefs), RECENT)} updates are clipped: "
@@ -47,7 +47,7 @@ def clip_regime(evidence: Evidence, setup: Setup) -> Finding:
     elif value < NEVER and len(coefs) >= RECENT:
         level = ("warning", NEVER)
         words = f"{int(clipped.sum())} of {len(coefs)} updates are clipped: the rule does nothing"
-    where = evidence.updates["step"][clipped] if recent > ALWAYS else ()
+    where = evidence.updates["step"][clipped] if level[0] == "warning" else ()
     return finding(symptom, value, level, words, where, _another_threshold(evidence, setup))
 
 
@@ -56,8 +56,13 @@ def _another_threshold(evidence: Evidence, setup: Setup) -> Iterator[Remedy]:
     if setup.get("clip.name") == "norm":
         for percentile, threshold, _ in clip_thresholds(evidence.log10_grad_norm[1]):
             number = f"{threshold:.2g}"
-            if percentile == 90 and number != f"{setup.get('clip.max_norm', 0.0):.2g}":
-                yield Remedy(f"clip.max_norm={number}", "the norm that one update in ten exceeds")
+            word = f"clip.max_norm={number}"
+            if setup.get("clip.norm_type", 2.0) != 2:  # the norms seen are of this type
+                word += " clip.norm_type=2"
+            elif number == f"{setup.get('clip.max_norm', 0.0):.2g}":
+                continue
+            if percentile == 90:
+                yield Remedy(word, "the norm that one update in ten exceeds")
 
 
 def clipped_within(evidence: Evidence, setup: Setup) -> Finding:
