@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from rnngrad.diagnosis.evidence import Evidence, Floats
 from rnngrad.diagnosis.findings import LEVELS, Finding, Level
@@ -140,8 +142,7 @@ def nonfinite_weights(evidence: Evidence, setup: Setup) -> Finding:
     said = re.search(r"parameter (\S+) is not finite", str(evidence.summary.get("reason")))
     if not named and not evidence.summary:
         return unknown(symptom, 0.0, "no weights were followed")
-    # a step at which nothing was measured has NaN everywhere
-    there = np.any([~np.isnan(norm) for norm in named.values()], axis=0) if named else False
+    there = _measured(evidence, [*named.values()])
     bad = {name: evidence.steps[~np.isfinite(norm) & there] for name, norm in named.items()}
     bad = {name: steps for name, steps in bad.items() if len(steps)}
     names = list(bad) or ([said[1]] if said else [])
@@ -157,6 +158,20 @@ def nonfinite_weights(evidence: Evidence, setup: Setup) -> Finding:
         () if first is None else (first,),
         against_nonfinite(setup),
     )
+
+
+def _measured(evidence: Evidence, norms: Sequence[Floats]) -> npt.NDArray[np.bool_]:
+    """At which steps a norm that is NaN is that of a weight ``[M]``.
+
+    Where all are NaN, either nothing was measured or all weights are NaN: these never recover, and
+    no loss after them is finite.
+    """
+    seen = np.zeros(len(evidence.steps), dtype=np.bool_)
+    for norm in norms:
+        seen |= ~np.isnan(norm)
+    steps, losses = evidence.losses
+    alive = max([*evidence.steps[seen], *steps[np.isfinite(losses)]], default=-1)
+    return np.logical_or(seen, evidence.steps > alive)
 
 
 def nonfinite_loss(evidence: Evidence, setup: Setup) -> Finding:
