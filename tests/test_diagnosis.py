@@ -489,6 +489,30 @@ def test_noise_is_no_progress_and_a_falling_loss_is_no_stall() -> None:
     assert sum(stalls) >= 95  # two standard errors are exceeded by chance
 
 
+def test_lack_of_evidence_is_no_alarm() -> None:
+    noise = np.random.default_rng(0).normal(scale=0.3, size=400)
+    slow = np.linspace(1.0, 0.85, 400) + noise  # 1.5 % a tenth
+    finding = found(evidence(loss=slow), "stalled")
+    assert finding.level == "warning" and " ± " in finding.evidence
+    still = evidence(loss=1.0 + noise / 1000)
+    assert found(still, "stalled").alarm
+    assert re.search(r"the loss (falls|rises) by \d\S* ± ", found(still, "stalled").evidence)
+    rising = found(evidence(loss=np.linspace(1.0, 1.3, 400)), "stalled")
+    assert rising.alarm and rising.value < 0 and "the loss rises by " in rising.evidence
+    assert "-" not in rising.evidence
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-0.1, 0.2), st.integers(0, 10**6))
+def test_a_fall_is_within_its_error_of_what_it_is(slope: float, seed: int) -> None:
+    straight = 1.0 - slope * np.linspace(0, 1, 2000)
+    noise = np.random.default_rng(seed).normal(scale=0.1, size=2000)
+    exact = evidence(loss=straight).improvement(0.6)
+    fall, error = evidence(loss=straight + noise).improvement(0.6)
+    assert error > 0 and abs(fall - exact.fall) < 5 * error
+    assert exact.fall == pytest.approx(0.1 * slope / (1 - 0.55 * slope), rel=1e-2, abs=1e-9)
+
+
 def test_a_loss_that_has_converged_far_under_chance_does_not_stall() -> None:
     assert found(evidence(loss=0.1), "stalled").level == "ok"
     assert found(evidence(loss=[1.0] * 5), "stalled").level == "unknown"
@@ -717,6 +741,18 @@ def test_the_verdict_of_a_run_that_does_not_learn_is_the_first_that_holds(
     slope: float, measured: dict[str, float], losses: float | list[float], verdict: str
 ) -> None:
     assert examine(evidence(line(slope), loss=losses, measured=measured)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("losses", "status"), [([], "failed"), ([1.0] * 3, "interrupted"), ([1.0] * 3, "running")]
+)
+def test_a_run_that_has_hardly_begun_is_neither_healthy_nor_at_chance(
+    losses: list[float], status: str
+) -> None:
+    flat, lost = (evidence(line(slope), loss=losses, status=status) for slope in (0.0, -0.2))
+    assert examine(flat).verdict == "inconclusive"
+    assert found(flat, "at chance").level == "unknown"
+    assert examine(lost).because == ("vanishing in time",)
 
 
 def test_too_few_lags_for_a_line_and_nothing_else_is_inconclusive() -> None:

@@ -52,6 +52,28 @@ class Overflow(NamedTuple):
     slope: float
 
 
+class Improvement(NamedTuple):
+    """By what part of itself the loss fell over a tenth of the budget.
+
+    Args:
+        fall: Under 0 if it rose; NaN if there are too few updates.
+        error: Its standard error.
+    """
+
+    fall: float
+    error: float
+
+    @property
+    def sure(self) -> float:
+        """``fall``, or 0 where noise alone could have made it: under two standard errors."""
+        return 0.0 if abs(self.fall) < 2 * self.error else self.fall
+
+    @property
+    def most(self) -> float:
+        """The largest fall that these numbers allow."""
+        return self.fall + 2 * self.error
+
+
 class Curve(NamedTuple):
     """One layer's lag-resolved curve at one training step.
 
@@ -226,29 +248,30 @@ class Evidence:
             return False
         return bool(1 - evaluated.min() / self.chance >= HAD_LEARNT and self.progress < AT_CHANCE)
 
-    def improvement(self, part: float) -> float:
-        """By what part of itself the loss fell over a tenth of the budget, at the end of it.
+    @property
+    def too_early(self) -> bool:
+        """Whether too few updates were made for a word on where the loss is."""
+        steps, _ = self.losses
+        return not len(steps) or int(steps[-1]) < SHORTEST
+
+    def improvement(self, part: float) -> Improvement:
+        """How fast the loss fell at the end of the budget.
 
         Args:
             part: How much of the budget, at its end, is looked at: the second half of it is
                 compared with the first.
-
-        Returns:
-            NaN if there are too few updates. What noise alone can make is not an improvement: less
-            than twice its standard error counts as 0.
         """
         _, losses = self.losses
         window = losses[len(losses) - int(part * len(losses)) :]
         window = window[np.isfinite(window)]
         half = len(window) // 2
         if len(losses) < SHORTEST or half < 3:
-            return math.nan
+            return Improvement(math.nan, math.nan)
         before, after = window[:half], window[half:]
         fall = before.mean() - after.mean()
         error = math.hypot(before.std() / math.sqrt(half), after.std() / math.sqrt(len(after)))
-        if abs(fall) < 2 * error:
-            return 0.0
-        return float(fall / max(abs(before.mean()), 1e-300) * 0.1 / (part / 2))
+        unit = max(abs(before.mean()), 1e-300) * (part / 2) / 0.1
+        return Improvement(float(fall / unit), float(error / unit))
 
     @property
     def first_nonfinite(self) -> int | None:
@@ -280,7 +303,9 @@ class Evidence:
             return "solved"
         if self.progress >= LEARNT:
             return "learnt"
-        moves = self.improvement(0.5) >= STALLED or self.everywhere
+        if self.too_early:
+            return "unknown"
+        moves = self.improvement(0.5).sure >= STALLED or self.everywhere
         return "learning" if self.progress >= AT_CHANCE and moves else "stuck"
 
     @property

@@ -75,20 +75,23 @@ def _decay_alone(evidence: Evidence) -> float:
 def stalled(evidence: Evidence, setup: Setup) -> Finding:
     """By what part of itself the loss falls over a tenth of the budget.
 
-    Over the last fifth of the budget (warning) and over the last three (alarm). A loss that has got
-    well under chance has converged instead.
+    Over the last fifth of the budget (warning) and over the last three (alarm, if they rule out
+    more). A loss that has got well under chance has converged instead.
     """
     symptom = "stalled"
     recent, before = evidence.improvement(0.2), evidence.improvement(0.6)
-    if math.isnan(recent):
+    if math.isnan(recent.fall):
         return unknown(symptom, STALLED, "too few updates to say")
     level: tuple[Level, float] = ("ok", STALLED)
-    if not evidence.learns and recent < STALLED:
-        level = ("alarm" if before < STALLED else "warning", STALLED)
-    value = recent if level[0] == "warning" else before
-    way = "falls" if value > 0 else "rises"
-    words = f"the loss {way} by {100 * abs(value):.2g} % of itself over a tenth of the updates"
-    words = words if value else "the loss stands still"
+    if not evidence.learns and recent.sure < STALLED:
+        level = ("alarm" if before.most < STALLED else "warning", STALLED)
+    shows = recent if before.sure >= STALLED and level[0] == "warning" else before
+    value, way = shows.fall, "falls" if shows.fall > 0 else "rises"
+    words = (
+        f"the loss {way} by {100 * abs(value):.2g} ± {100 * shows.error:.2g} % of itself over a "
+        "tenth of the updates"
+    )
+    words = words if any(shows) else "the loss stands still"
     speed = update_ratio(evidence)
     if speed < IDLE:
         words += f", and an update changes the weights by {speed:.0e} of themselves"
@@ -128,6 +131,8 @@ def at_chance(evidence: Evidence, setup: Setup) -> Finding:
     value = evidence.progress
     if math.isnan(value):
         return unknown(symptom, AT_CHANCE, "no chance to compare with")
+    if evidence.too_early and value < AT_CHANCE:
+        return unknown(symptom, AT_CHANCE, "too few updates to say")
     level = graded(value, AT_CHANCE, CHANCE)
     steps = evidence.metrics.get("step", np.empty(0))
     losses = evidence.metrics.get("eval_loss", np.empty(0))

@@ -47,7 +47,7 @@ def _undecided(
     """Nothing is wrong that a detector knows."""
     name: Verdict = "inconclusive"
     known = by_symptom["vanishing in time"].level != "unknown"
-    if evidence.outcome == "unknown" and known:
+    if not evidence.summary and evidence.outcome == "unknown" and known:
         name = "healthy"
     because = () if name == "healthy" else _bad(by_symptom, *CONSEQUENCES)
     return Diagnosis(name, findings, because)
@@ -71,7 +71,7 @@ def _vanishing(found: Mapping[str, Finding]) -> tuple[str, ...]:
     because = _alarms(
         found, "weights shrink by decay alone", "vanishing in time", "lower layers barely learn"
     )
-    if not because and found["stalled"].alarm:
+    if not because and found["stalled"].bad and found["at chance"].bad:
         because = _bad(found, "vanishing in time")
     return because
 
