@@ -563,6 +563,66 @@ def test_a_run_with_everything_measured_shows_it_all(measured_run: Run) -> None:
     assert "left_out" not in names
 
 
+IN_THE_TABLES = {"gradients", "gates", "updates", "spectrum", "audit", "heatmaps"}
+"""Figures of what runs.csv and measures.csv have, or the figures and CSVs of single runs."""
+
+
+def test_every_curve_is_in_a_csv(made_report: Made) -> None:
+    shown = {path.stem for path in made_report.folder.glob("*.png")}
+    for name in shown - IN_THE_TABLES:
+        assert len(rows_of(made_report.folder / f"{name}.csv")) > 1, name
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "quantity", "place"),
+    [
+        ("lag", "p95", "lag_p95", "lag"),
+        ("lag", "log10_cell", "lag_cell", "lag"),
+        ("contribution", "log10_weight_norm", "weight_norm", "t"),
+        ("contribution", "attribution", "attribution", "t"),
+        ("gate_norms", "log10_f", "gate_norm/f", "t"),
+        ("lyapunov", "lyapunov", "lyapunov", "index"),
+        ("lyapunov", "jacobian_norm", "jacobian_norm", "index"),
+        ("inputs", "log10_input", "input_norm", "t"),
+        ("heatmap", "log10_hidden", "", "t"),
+    ],
+)
+def test_the_csv_has_what_was_measured_at_its_step_layer_and_place(
+    measured_run: Run, name: str, column: str, quantity: str, place: str
+) -> None:
+    (data,) = (e.data for e in exhibits(Reading(measured_run.path)) if e.name == name)
+    found = {
+        key: value
+        for *key_, value in zip(data["step"], data.get("layer", [""] * len(data["step"])),
+                                data[place], data[column], strict=True)
+        for key in [tuple(key_)] if not np.isnan(value)
+    }  # fmt: skip
+    expected: dict[tuple[int, str, int], float] = {}
+    for layer in LAYERS if "layer" in data else [""]:
+        if quantity:
+            steps = measured_run.measures["step"]
+            field_ = measured_run.measures[f"{layer}/{quantity}".lstrip("/")]
+        else:
+            steps, field_ = measured_run.bptt[layer].step, measured_run.bptt[layer].hidden
+        for step, row in zip(steps, field_, strict=True):
+            expected |= {(step, layer, i): value for i, value in enumerate(row)}
+    assert found == expected
+
+
+def test_the_csvs_of_a_sweep_have_its_means(sweep: list[Run]) -> None:
+    groups = grouped(read(sweep)[0])
+    shown = sweeps(groups)
+    assert shown is not None
+    rows = list(zip(*(shown.data[k] for k in ("key", "value", "by", "runs")), strict=True))
+    assert ("cell.name", "rnn", "clip=none", 1) in rows, "the other diverged"
+    place = rows.index(("cell.name", "gru", "clip=norm", 2))
+    assert shown.data["mean_log10_loss"][place] == pytest.approx(math.log10(0.005))
+    solved = solving(groups)
+    assert solved is not None
+    staircase = [row for row in zip(*solved.data.values(), strict=True) if row[0] == "gru norm"]
+    assert [row[1:] for row in staircase] == [(0, 0), (20, 50), (30, 100), (30, 100)]
+
+
 def test_what_was_not_measured_is_left_out_with_the_preset_that_measures_it(
     tmp_path: Path,
 ) -> None:

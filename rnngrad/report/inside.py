@@ -232,4 +232,6 @@ def lyapunov(run: Reading) -> Exhibit | None:
         " gradient on its way back; over 0 it grows. An exponent of λ is a slope of λ / ln 10"
         " decades a step. The Jacobian of one step is of the whole state, (h, c) for an LSTM."
     )
-    return Exhibit("lyapunov", "Lyapunov exponents and one-step Jacobian", text, figure)
+    data = run.tidy({"lyapunov": "lyapunov", "jacobian_norm": "jacobian_norm"}, "index")
+    return Exhibit("lyapunov", "Lyapunov exponents and one-step Jacobian", text, figure,
+                   data=data)  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,13 +77,16 @@ def _curve_data(groups: Sequence[Group], what: str) -> dict[str, list[Any]]:
         steps, rows = losses(group)
         if not len(steps):
             continue
-        for step, count, *values in zip(
-            steps, np.isfinite(rows).sum(0), *mean_band(rows), strict=True
-        ):
-            for column, value in zip(data.values(), (group.name, int(step), count, *values),
-                                     strict=True):  # fmt: skip
-                column.append(value)
+        columns = (steps.astype(int), np.isfinite(rows).sum(0), *mean_band(rows))
+        append_rows(data, ((group.name, *row) for row in zip(*columns, strict=True)))
     return data
+
+
+def append_rows(data: Mapping[str, list[Any]], rows: Iterable[Sequence[Any]]) -> None:
+    """To columns of one length."""
+    for row in rows:
+        for column, value in zip(data.values(), row, strict=True):
+            column.append(value)
 
 
 def share(axes: Sequence[Axes], label: str, *, across: bool = False) -> None:
@@ -154,9 +157,8 @@ def _profiles(
     }
     for group in groups[:IN_CSV]:
         rows = profiles(group, kind)
-        for place, values in enumerate(zip(*mean_band(rows), strict=True)):
-            for column, value in zip(data.values(), (group.name, place, *values), strict=True):
-                column.append(value)
+        band = zip(*mean_band(rows), strict=True)
+        append_rows(data, ((group.name, place, *values) for place, values in enumerate(band)))
     if len(groups) > IN_CSV:
         text += f" The CSV has the first {IN_CSV} set-ups."
     return Exhibit(name, title, text, figure, data=data)
@@ -206,7 +208,11 @@ def solving(groups: Sequence[Group]) -> Exhibit | None:
         " from the first evaluation that meets its task's rule; medians are in the table of"
         " set-ups."
     )
-    return Exhibit("solved", "When the task was solved", text, figure)
+    data: dict[str, list[Any]] = {"group": [], "step": [], "solved_percent": []}
+    for group in groups:
+        steps, solved = _staircase(group)
+        append_rows(data, zip([group.name] * len(steps), steps, solved, strict=True))
+    return Exhibit("solved", "When the task was solved", text, figure, data=data)
 
 
 def _staircase(group: Group) -> tuple[Any, Any]:
@@ -249,6 +255,9 @@ def at_other_lengths(groups: Sequence[Group]) -> Exhibit | None:
         return None
     found, _ = layout([g for g in groups if any(d.summary.get("eval_at") for d in g.digests)])
     figure, axes = grid(len(found), across=3, height=2.9)
+    data: dict[str, list[Any]] = {
+        name: [] for name in ("group", "length", "runs", "mean_log10_loss", "low", "high")
+    }
     styles = looks(found)
     for axis, panel in zip(axes, found, strict=True):
         for name, group in panel.groups.items():
@@ -259,7 +268,11 @@ def at_other_lengths(groups: Sequence[Group]) -> Exhibit | None:
                 for t in tables
             ])  # fmt: skip
             logs = np.log10(np.where(rows > 0, rows, np.nan))
-            mean, low, high = (10.0**end for end in mean_band(logs))
+            band = mean_band(logs)
+            mean, low, high = (10.0**end for end in band)
+            count = np.isfinite(logs).sum(0)
+            columns = (lengths, count, *band)
+            append_rows(data, ((group.name, *row) for row in zip(*columns, strict=True)))
             like = series(styles[name], 1) | {"markersize": 5}
             axis.plot(lengths, mean, label=plain(name or "all runs"), **like)
             with not_scaled_by(axis):
@@ -269,4 +282,4 @@ def at_other_lengths(groups: Sequence[Group]) -> Exhibit | None:
     share(axes, "evaluation loss")
     legend_below(figure, axes, columns=3)
     text = f"The last evaluation at each of `trainer.eval_lengths`: geometric mean and {BAND}."
-    return Exhibit("eval_lengths", "Other lengths", text, figure)
+    return Exhibit("eval_lengths", "Other lengths", text, figure, data=data)

@@ -69,7 +69,8 @@ def loss(run: Reading) -> Exhibit:
         + (f", {percent(summary['skip_fraction'])} skipped" if summary.get("skip_fraction") else "")
         + ")."
     )
-    return Exhibit("loss", "Loss, and when the gradient was clipped", text, figure)
+    data: dict[str, Any] = {"step": step, "loss": values}
+    return Exhibit("loss", "Loss, and when the gradient was clipped", text, figure, data=data)
 
 
 def _draw_clipped(axis: Axes, run: Reading) -> None:
@@ -191,7 +192,8 @@ def thresholds(run: Reading) -> Exhibit | None:
         " still converges according to Pascanu et al. (2013)."
     )
     table = Table(("to type", "percentile of the norms", "updates it would clip"), rows)
-    return Exhibit("thresholds", "Thresholds to try", text, figure, tables=[table])
+    data = {"threshold": ordered[kept], "clipped_percent": above}
+    return Exhibit("thresholds", "Thresholds to try", text, figure, tables=[table], data=data)
 
 
 def audit(run: Reading) -> Exhibit | None:
@@ -306,4 +308,6 @@ def noise(run: Reading) -> Exhibit | None:
         " batch far below it most of the gradient is noise, far above it more sequences hardly"
         " help. A line has a gap where the estimate came out negative: there it is all noise."
     )
-    return Exhibit("noise", "Gradient noise scale", text, figure)
+    lead = np.full(window - 1, np.nan)  # the first window is not full yet
+    data = {"step": step, "noise_scale_window": np.r_[lead, local], "noise_scale_all": whole}
+    return Exhibit("noise", "Gradient noise scale", text, figure, data=data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +66,37 @@ class Reading(Run):
     def with_start(self, start: str) -> list[str]:
         """Names of measured quantities that start so and have any value."""
         return [n for n in self.measures if n.startswith(start) and len(self.measured(n)[0])]
+
+    def tidy(
+        self, kinds: Mapping[str, str], place: str = "t", layers: Sequence[str] | None = None
+    ) -> dict[str, list[Any]]:
+        """Measured vectors as columns of a table, a row a layer, measured step and place.
+
+        Args:
+            kinds: Column and what stands behind the layer in the quantity's name.
+            place: What the vectors go along.
+            layers: With any of these quantities; ``None``: all. ``""`` is the whole model.
+        """
+        data: dict[str, list[Any]] = {name: [] for name in ("step", "layer", place, *kinds)}
+        for layer in self.layers if layers is None else layers:
+            names = {column: f"{layer}/{kind}".lstrip("/") for column, kind in kinds.items()}
+            found = {c: np.atleast_2d(self.measures[n].T).T for c, n in names.items()
+                     if n in self.measures}  # fmt: skip
+            if not found:
+                continue
+            steps, width = len(self.measures["step"]), max(v.shape[1] for v in found.values())
+            columns = np.full((len(kinds), steps, width), np.nan)
+            for row, column in zip(columns, kinds, strict=True):
+                if column in found:
+                    row[:, : found[column].shape[1]] = found[column]
+            there = ~np.isnan(columns).all(0)
+            at, along = np.nonzero(there)
+            data["step"] += self.measures["step"][at].tolist()
+            data["layer"] += [layer] * len(at)
+            data[place] += along.tolist()
+            for row, column in zip(columns, kinds, strict=True):
+                data[column] += row[there].tolist()
+        return data
 
     @property
     def norms_are(self) -> str:

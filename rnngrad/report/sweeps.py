@@ -22,7 +22,7 @@ from rnngrad.report.groups import (
     panels,
     swept,
 )
-from rnngrad.report.many import share
+from rnngrad.report.many import append_rows, share
 from rnngrad.report.statistics import mean_band, wilson
 from rnngrad.report.style import (
     COLOURS,
@@ -73,10 +73,8 @@ def success(groups: Sequence[Group]) -> Exhibit | None:
             axis.minorticks_off()
         axis.grid(alpha=0.3)
     for name, group in merged.items():
-        for length, done, of in by_length(group):
-            row = (name, length, of, done, *wilson(done, of))
-            for column, value in zip(data.values(), row, strict=True):
-                column.append(value)
+        counts = by_length(group)
+        append_rows(data, ((name, n, of, done, *wilson(done, of)) for n, done, of in counts))
     share(axes, "runs that solved it (%)")
     legend_below(figure, axes, columns=3)
     text = (
@@ -126,10 +124,14 @@ def sweeps(groups: Sequence[Group]) -> Exhibit | None:
     if not shown or not np.isfinite(losses_).any():
         return None
     figure, axes = grid(len(shown), across=3, height=2.9)
+    data: dict[str, list[Any]] = {
+        name: [] for name in ("key", "value", "by", "runs", "mean_log10_loss", "low", "high")
+    }
     for axis, key in zip(axes, shown, strict=True):
         others = [other for other in keys if other != key]
         by = others[0] if len(others) == 1 and others[0] in _of_all(groups, keys) else None
-        _draw_sweep(axis, groups, key, keys[key], by, keys.get(by or "", [None]))
+        rows = _draw_sweep(axis, groups, key, keys[key], by, keys.get(by or "", [None]))
+        append_rows(data, rows)
     share(axes, "last evaluation loss")
     legend_below(figure, axes, columns=4)
     text = (
@@ -139,7 +141,7 @@ def sweeps(groups: Sequence[Group]) -> Exhibit | None:
         " at the top marks runs that went wrong and have no loss."
         + (f" Of {len(keys)} keys the first {KEYS} are shown." if len(keys) > KEYS else "")
     )
-    return Exhibit("sweep", "Loss against what was swept", text, figure)
+    return Exhibit("sweep", "Loss against what was swept", text, figure, data=data)
 
 
 def _draw_sweep(
@@ -149,7 +151,9 @@ def _draw_sweep(
     values: Sequence[Any],
     by: str | None,
     kinds: Sequence[Any],
-) -> None:
+) -> list[tuple[Any, ...]]:
+    """Returns key, value, what is told apart, how many runs have a loss, their mean and ends."""
+    table: list[tuple[Any, ...]] = []
     numeric = all(is_number(value) for value in values)
     across = numeric and values[0] > 0 and values[-1] / values[0] >= 8
     axis.set(xlabel=plain(_with_unit(key)), yscale="log", xscale="log" if across else "linear")
@@ -169,7 +173,11 @@ def _draw_sweep(
                 axis.plot(place, 0.99, "x", color="black", markersize=5, clip_on=False,
                           transform=axis.get_xaxis_transform())  # fmt: skip
             if len(good):
-                rows.append((place, *(float(end[0]) for end in mean_band(good[:, None]))))
+                band = [float(end[0]) for end in mean_band(good[:, None])]
+                rows.append((place, *band))
+                table.append(
+                    (key, typed(value), None if by is None else _named(by, kind), len(good), *band)
+                )
         _draw_means(axis, rows, style, label, joined=numeric)
     if across or (numeric and len(values) <= 6):
         shown = _apart(values, axis)
@@ -179,12 +187,13 @@ def _draw_sweep(
         axis.set_xticks(range(len(values)), [plain(wrapped(typed(v), 12)) for v in values])
         axis.margins(x=0.15)
     axis.grid(alpha=0.3)
+    return table
 
 
 def _apart(values: Sequence[float], axis: Axes) -> list[float]:
     """Those whose labels do not run into each other, the first and the last among them."""
     places = np.log(values) if axis.get_xscale() == "log" else np.array(values, dtype=np.float64)
-    figure, cells = axis.get_figure(), axis.get_gridspec()
+    figure, cells = axis.get_figure(root=True), axis.get_gridspec()
     assert figure is not None and cells is not None
     width = 0.75 * figure.get_figwidth() / cells.ncols * 72  # points, without what is beside it
     letters = max(len(f"{value:g}") for value in values) + 1
@@ -212,7 +221,11 @@ def _draw_means(
 
 
 def _labelled(key: str | None, value: Any) -> str | None:
-    return None if key is None else plain(f"{key.removesuffix('.name')}={typed(value)}")
+    return None if key is None else plain(_named(key, value))
+
+
+def _named(key: str, value: Any) -> str:
+    return f"{key.removesuffix('.name')}={typed(value)}"
 
 
 def _of_all(groups: Sequence[Group], keys: Mapping[str, Sequence[Any]]) -> list[str]:

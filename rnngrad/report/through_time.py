@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from rnngrad.report.style import (
     CELL,
     COLOURS,
     HIDDEN,
+    PIXELS,
     STEP,
     TIME,
     Floats,
@@ -74,25 +76,28 @@ def gradients(run: Reading) -> Exhibit | None:
         " update, dark the"
         " last. Ticks at the bottom mark a norm of exactly 0." + _omitted(list(run.bptt))
     )
-    data: dict[str, list[Any]] = {
-        "step": [],
-        "layer": [],
-        "t": [],
-        "log10_hidden": [],
-        "log10_cell": [],
-    }
-    for layer in _shown(list(run.bptt)):
-        history = run.bptt[layer]
-        for moment in moments(len(history.step)):
-            values = history.hidden[moment]
-            cells = np.full(len(values), np.nan) if history.cell is None else history.cell[moment]
-            data["step"] += [int(history.step[moment])] * len(values)
-            data["layer"] += [layer] * len(values)
-            data["t"] += range(len(values))
-            data["log10_hidden"] += values.tolist()
-            data["log10_cell"] += cells.tolist()
     return Exhibit("through_time", "Gradient through time, at several training steps", text, figure,
-                   data=data)  # fmt: skip
+                   data=_fields(run, lambda count: moments(count).tolist()))  # fmt: skip
+
+
+def _fields(run: Reading, chosen: Callable[[int], Sequence[int]]) -> dict[str, list[Any]]:
+    """What was recorded at some of the logged steps, a row a step, layer and ``t``."""
+    kinds = ("hidden", "cell", "clipped")
+    data: dict[str, list[Any]] = {
+        name: [] for name in ("step", "layer", "t", "log10_hidden", "log10_cell", "clipped")
+    }
+    for layer, history in run.bptt.items():
+        rows = list(chosen(len(history.step)))
+        width = history.hidden.shape[1]
+        data["step"] += np.repeat(history.step[rows], width).tolist()
+        data["layer"] += [layer] * (len(rows) * width)
+        data["t"] += [*range(width)] * len(rows)
+        for column, kind in zip(list(data)[3:], kinds, strict=True):
+            values = getattr(history, kind)
+            data[column] += (
+                [None] * (len(rows) * width) if values is None else values[rows].ravel().tolist()
+            )
+    return {name: column for name, column in data.items() if any(v is not None for v in column)}
 
 
 def heatmap(run: Reading) -> Exhibit | None:
@@ -120,7 +125,8 @@ def heatmap(run: Reading) -> Exhibit | None:
         " for the cell. Black is a norm of exactly 0, grey is beyond the end of a shorter"
         " sequence." + _omitted(list(run.bptt))
     )
-    return Exhibit("heatmap", "Gradient through time, over the whole training", text, figure)
+    return Exhibit("heatmap", "Gradient through time, over the whole training", text, figure,
+                   data=_fields(run, lambda count: spread(count, PIXELS[0])))  # fmt: skip
 
 
 HIDDEN_PLAIN = "log10 ‖∂L/∂h_t‖"
@@ -135,7 +141,6 @@ def lag(run: Reading) -> Exhibit | None:
     shown = _shown(layers)
     figure, axes = grid(3 * len(shown), across=3, height=2.8)
     rows = []
-    data: dict[str, list[Any]] = {"step": [], "layer": [], "lag": [], "log10_ratio": []}
     for row, layer in enumerate(shown):
         step, curves = run.vectors(f"{layer}/lag")
         axis, slope_axis, horizon_axis = axes[3 * row : 3 * row + 3]
@@ -150,12 +155,6 @@ def lag(run: Reading) -> Exhibit | None:
         for over_training in (slope_axis, horizon_axis):
             over_training.set_xlabel(STEP)
             over_training.grid(alpha=0.3)
-        for moment in moments(len(step), 4):
-            count = curves.shape[1]
-            data["step"] += [int(step[moment])] * count
-            data["layer"] += [layer] * count
-            data["lag"] += range(count)
-            data["log10_ratio"] += curves[moment].tolist()
         rows.append(_fit_row(layer, int(step[-1]), curves[-1]))
     legend_below(figure, axes[::3], columns=4)
     head = ("layer", "training step", "slope (decades a time step)", "R²",
@@ -168,6 +167,8 @@ def lag(run: Reading) -> Exhibit | None:
         " the error is"
         " left." + _omitted(layers)
     )
+    kinds = {"log10_ratio": "lag", "p5": "lag_p5", "p95": "lag_p95", "log10_cell": "lag_cell"}
+    data = run.tidy(kinds, "lag")
     return Exhibit("lag", "How far the gradient reaches: the lag-resolved curve", text, figure,
                    tables=[Table(head, rows)], data=data)  # fmt: skip
 
@@ -225,7 +226,8 @@ def layers(run: Reading) -> Exhibit | None:
         "The gradient at every layer (0 is next to the input) and time step, at three training"
         " steps and on one colour range: going down it fades with depth, going left with time."
     )
-    return Exhibit("layers", "Layers and time steps", text, figure)
+    return Exhibit("layers", "Layers and time steps", text, figure,
+                   data=_fields(run, lambda count: spread(count, 3)))  # fmt: skip
 
 
 def contribution(run: Reading) -> Exhibit | None:
@@ -256,7 +258,8 @@ def contribution(run: Reading) -> Exhibit | None:
         " Right, s_t = ⟨G_t, g⟩ / ‖g‖²: the share of the next fall of the loss that is this"
         " step's, negative where it pulls the other way."
     )
-    return Exhibit("contribution", "What each time step contributes", text, figure)
+    data = run.tidy({"log10_weight_norm": "weight_norm", "attribution": "attribution"})
+    return Exhibit("contribution", "What each time step contributes", text, figure, data=data)
 
 
 def _draw_invisible(run: Reading, axis: Axes, layer: str) -> None:
@@ -291,7 +294,9 @@ def inputs(run: Reading) -> Exhibit | None:
         "The gradient of the loss with respect to each input, root mean square over the batch:"
         " where it is large, the input of that time step matters to the loss."
     )
-    return Exhibit("inputs", "Which input mattered", text, figure)
+    data = run.tidy({"log10_input": "input_norm"}, layers=[""])
+    del data["layer"]
+    return Exhibit("inputs", "Which input mattered", text, figure, data=data)
 
 
 def within(run: Reading) -> Exhibit | None:
@@ -308,7 +313,8 @@ def within(run: Reading) -> Exhibit | None:
         axis.set(title=layer, xlabel=STEP, ylabel=TIME)
     figure.colorbar(drawn, ax=axes, label="clipped (% of the batch)", pad=0.02)
     text = "Where clipping inside back-propagation changed the error on its way back."
-    return Exhibit("bptt_clip", "Clipping inside back-propagation", text, figure)
+    data = _fields(run, lambda count: spread(count, PIXELS[0]))
+    return Exhibit("bptt_clip", "Clipping inside back-propagation", text, figure, data=data)
 
 
 def gate_norms(run: Reading) -> Exhibit | None:
@@ -329,4 +335,6 @@ def gate_norms(run: Reading) -> Exhibit | None:
         axis.grid(alpha=0.3)
     legend_below(figure, axes, columns=4)
     text = "The rows of G_t that belong to each gate: through which of them the gradient comes."
-    return Exhibit("gate_norms", "Gradient by gate", text, figure)
+    gates = {name.rpartition("/")[2]: None for name in run.measures if "/gate_norm/" in name}
+    data = run.tidy({f"log10_{gate}": f"gate_norm/{gate}" for gate in gates})
+    return Exhibit("gate_norms", "Gradient by gate", text, figure, data=data)
