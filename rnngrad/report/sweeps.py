@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from rnngrad.report.curves import chance_lines
 from rnngrad.report.exhibit import Exhibit
@@ -193,8 +194,8 @@ def _draw_sweep(
 def _apart(values: Sequence[float], axis: Axes) -> list[float]:
     """Those whose labels do not run into each other, the first and the last among them."""
     places = np.log(values) if axis.get_xscale() == "log" else np.array(values, dtype=np.float64)
-    figure, cells = axis.get_figure(root=True), axis.get_gridspec()
-    assert figure is not None and cells is not None
+    figure, cells = axis.get_figure(), axis.get_gridspec()
+    assert isinstance(figure, Figure) and cells is not None
     width = 0.75 * figure.get_figwidth() / cells.ncols * 72  # points, without what is beside it
     letters = max(len(f"{value:g}") for value in values) + 1
     least = letters * 0.64 * matplotlib.rcParams["font.size"] / width * np.ptp(places)
