@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from rnngrad.dynamics import decay, horizon
+from rnngrad.diagnosis.through_time import VANISHED
+from rnngrad.dynamics import TRANSIENT, decay, horizon
 from rnngrad.report.exhibit import Exhibit, Table, number
 from rnngrad.report.groups import HORIZON
 from rnngrad.report.reading import Reading
@@ -33,9 +34,7 @@ from rnngrad.report.style import (
 
 LAYERS = 4
 """Layers and directions shown, the first and the last among them."""
-TRANSIENT = 10
-"""Lags before the line: there the error still turns towards the direction that decays slowest."""
-INVISIBLE = 24 * np.log10(2)
+INVISIBLE = -VANISHED[1]
 """Decades between a sum and what float32 cannot add to it: a unit round-off of 2^-24."""
 
 
