@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from rnngrad.report.exhibit import Exhibit, Table, number
-from rnngrad.report.reading import Reading
+from rnngrad.report.reading import Reading, shown_of
 from rnngrad.report.style import (
     STEP,
     TIME,
@@ -22,15 +22,7 @@ from rnngrad.report.style import (
     profile,
     series,
     shades,
-    spread,
 )
-
-LAYERS = 4
-"""Layers and directions shown, the first and the last among them."""
-
-
-def _shown(layers: Sequence[str]) -> list[str]:
-    return [layers[i] for i in spread(len(layers), LAYERS)]
 
 
 def gates(run: Reading) -> Exhibit | None:
@@ -41,7 +33,7 @@ def gates(run: Reading) -> Exhibit | None:
         for start in ("saturated", "dead", "gate_low/")
         if run.with_start(f"{layer}/{start}")
     ]
-    layers = _shown(list(dict.fromkeys(layers)))
+    layers = shown_of(list(dict.fromkeys(layers)))
     if not layers:
         return None
     kinds = {
@@ -99,7 +91,7 @@ def updates(run: Reading) -> Exhibit | None:
                         width=min(9.6, 4 + 2.8 * (len(kinds) - 1)))  # fmt: skip
     for column, (kind, members) in enumerate(kinds.items()):
         above, below = axes[column], axes[len(kinds) + column]
-        for place, name in enumerate(_shown(members)):
+        for place, name in enumerate(shown_of(members)):
             step, relative, grads = _speeds(run, name)
             label = _kind(name)[1]
             looks = series(place, len(step)) | {"label": None if label == kind else plain(label)}
@@ -172,7 +164,7 @@ def spectrum(run: Reading) -> Exhibit | None:
         "sigma_max": "largest singular value",
         "nonnormality": "non-normality",
     }
-    layers = _shown([layer for layer in run.layers if run.with_start(f"{layer}/spectral_radius")])
+    layers = shown_of([layer for layer in run.layers if run.with_start(f"{layer}/spectral_radius")])
     if not layers:
         return None
     figure, axes = grid(3 * len(layers), across=3, height=2.5)
@@ -201,8 +193,8 @@ def spectrum(run: Reading) -> Exhibit | None:
 
 def lyapunov(run: Reading) -> Exhibit | None:
     """Leading Lyapunov exponents over the training, and the one-step Jacobian's norm against t."""
-    exponents = _shown(run.with_ending("/lyapunov"))
-    jacobians = _shown(run.with_ending("/jacobian_norm"))
+    exponents = shown_of(run.with_ending("/lyapunov"))
+    jacobians = shown_of(run.with_ending("/jacobian_norm"))
     if not exponents and not jacobians:
         return None
     figure, axes = grid(len(exponents) + len(jacobians), across=2, height=2.9)

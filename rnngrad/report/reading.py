@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rnngrad.report.style import Floats
+from rnngrad.report.style import Floats, spread
 from rnngrad.runs import LayerHistory, Run, settings
+
+LAYERS = 4
+"""Layers and directions shown, the first and the last among them."""
+
+
+def shown_of(layers: Sequence[str], at_most: int = LAYERS) -> list[str]:
+    """As many of them as there is room for."""
+    return [layers[i] for i in spread(len(layers), at_most)]
 
 
 class Reading(Run):

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rnngrad.norms import log10_rms
 from rnngrad.report.style import COLOURS, STYLE, TIME, Floats, legend_below, moments, plain, shades
 from rnngrad.report.style import profile as draw_profile
 
@@ -118,11 +120,7 @@ def rms(norm: Floats) -> Floats:
     """
     missing = np.isnan(norm)
     beyond = np.logical_and.accumulate(missing[::-1])[::-1] & ~missing.all(0)
-    there = (~beyond).sum(1)
-    scale = np.max(np.where(beyond, 0.0, norm), axis=1, initial=0.0)
-    usable = (scale > 0) & np.isfinite(scale)
-    divisor = np.where(usable, scale, 1.0)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        squares = np.where(beyond, 0.0, norm / divisor) ** 2
-        level: Floats = np.log10(squares.sum(1) / there) / 2 + np.log10(divisor[:, 0])
+    there = (~beyond).mean(1)
+    filled = log10_rms(torch.from_numpy(np.where(beyond, 0.0, norm)))
+    level: Floats = filled.numpy() - np.log10(there) / 2  # not the whole batch is there
     return level

@@ -12,7 +12,7 @@ from rnngrad.diagnosis.through_time import VANISHED
 from rnngrad.dynamics import TRANSIENT, decay, horizon
 from rnngrad.report.exhibit import Exhibit, Table, number
 from rnngrad.report.groups import HORIZON
-from rnngrad.report.reading import Reading
+from rnngrad.report.reading import LAYERS, Reading, shown_of
 from rnngrad.report.style import (
     CELL,
     COLOURS,
@@ -32,14 +32,8 @@ from rnngrad.report.style import (
     spread,
 )
 
-LAYERS = 4
-"""Layers and directions shown, the first and the last among them."""
 INVISIBLE = -VANISHED[1]
 """Decades between a sum and what float32 cannot add to it: a unit round-off of 2^-24."""
-
-
-def _shown(layers: list[str], at_most: int = LAYERS) -> list[str]:
-    return [layers[i] for i in spread(len(layers), at_most)]
 
 
 def _omitted(layers: list[str], at_most: int = LAYERS) -> str:
@@ -51,7 +45,7 @@ def gradients(run: Reading) -> Exhibit | None:
     if not run.bptt:
         return None
     panels = []
-    for layer in _shown(list(run.bptt)):
+    for layer in shown_of(list(run.bptt)):
         history = run.bptt[layer]
         panels.append((f"{layer}, hidden state", HIDDEN, history.step, history.hidden))
         if history.cell is not None:
@@ -104,7 +98,7 @@ def heatmap(run: Reading) -> Exhibit | None:
     if not run.bptt:
         return None
     panels = []
-    for layer in _shown(list(run.bptt)):
+    for layer in shown_of(list(run.bptt)):
         history = run.bptt[layer]
         panels.append((f"{layer}, hidden state", history.step, history.hidden))
         if history.cell is not None:
@@ -137,7 +131,7 @@ def lag(run: Reading) -> Exhibit | None:
     if not names:
         return None
     layers = [name.split("/")[0] for name in names]
-    shown = _shown(layers)
+    shown = shown_of(layers)
     figure, axes = grid(3 * len(shown), across=3, height=2.8)
     rows = []
     for row, layer in enumerate(shown):
@@ -234,7 +228,7 @@ def contribution(run: Reading) -> Exhibit | None:
     names = [n.split("/")[0] for n in run.with_ending("/attribution")]
     if not names:
         return None
-    shown = _shown(names, 3)
+    shown = shown_of(names, 3)
     figure, axes = grid(2 * len(shown), across=2, height=2.8)
     for row, layer in enumerate(shown):
         for axis, kind in zip(axes[2 * row : 2 * row + 2], ("weight_norm", "attribution"),
@@ -303,7 +297,7 @@ def within(run: Reading) -> Exhibit | None:
     found = {k: h for k, h in run.bptt.items() if h.clipped is not None}
     if not found:
         return None
-    shown = _shown(list(found))
+    shown = shown_of(list(found))
     figure, axes = grid(len(shown), across=2, height=2.9)
     for axis, layer in zip(axes, shown, strict=True):
         clipped = found[layer].clipped
@@ -321,7 +315,7 @@ def gate_norms(run: Reading) -> Exhibit | None:
     layers = list(dict.fromkeys(n.split("/")[0] for n in run.measures if "/gate_norm/" in n))
     if not layers:
         return None
-    shown = _shown(layers)
+    shown = shown_of(layers)
     figure, axes = grid(len(shown), across=2, height=2.8)
     for axis, layer in zip(axes, shown, strict=True):
         for place, name in enumerate(run.with_start(f"{layer}/gate_norm/")):
