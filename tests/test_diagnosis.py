@@ -442,6 +442,36 @@ def test_the_top_layer_is_compared_with_the_lowest(ratio: float, level: str) -> 
     assert finding.level == level and finding.value == pytest.approx(ratio)
 
 
+def test_layers_are_compared_within_their_stack_and_by_the_numbers_that_are_told() -> None:
+    measured: dict[str, Any] = {}
+    for name, ratio in (("enc.weight_hh_l0", 1e-3), ("dec.weight_hh_l0", 1.0)):
+        measured |= {f"parameter/{name}/norm": 1.0, f"parameter/{name}/update_norm": ratio}
+    alone = found(evidence(measured=measured), "lower layers barely learn")
+    assert (alone.level, alone.evidence) == ("unknown", "there is one layer only")
+    measured |= {"parameter/dec.weight_hh_l1/norm": 1.0}
+    measured |= {"parameter/dec.weight_hh_l1/update_norm": [1.0, 1.0, 200.0]}
+    finding = found(evidence(measured=measured), "lower layers barely learn")
+    assert finding.alarm and finding.value == 200 and finding.steps == (100,)
+    assert "dec.l1 changes 200 times as fast as dec.l0" in finding.evidence
+    assert "by 2.0e+02 of its weights beside 1.0e+00" in finding.evidence
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_a_sequence_of_one_step_has_no_lag(shape: tuple[int, ...]) -> None:
+    run = evidence(loss=1.0)
+    for kind in ("lag", "lag_p5", "lag_p95", "lag_cell"):
+        run.measures[f"l0/{kind}"] = np.zeros(shape)  # type: ignore[index]
+    assert found(run, "vanishing in time").level == "unknown"
+
+
+def test_a_curve_without_a_spread_has_none() -> None:
+    run = evidence(line(-0.2), loss=1.0)
+    for kind in ("lag_p5", "lag_p95"):
+        del run.measures[f"l0/{kind}"]  # type: ignore[attr-defined]
+    finding = found(run, "both at once")
+    assert (finding.level, finding.evidence) == ("unknown", "no spread was measured")
+
+
 @pytest.mark.parametrize(("name", "momentum"), [("sgd", 0.0), ("sgd", 0.9), ("adamw", 0.0)])
 def test_weights_that_no_gradient_holds_up_are_told_from_those_that_one_does(
     name: str, momentum: float

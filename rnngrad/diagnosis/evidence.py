@@ -82,15 +82,15 @@ class Curve(NamedTuple):
         layer: Name of the layer.
         values: ``log10`` of what of an error at ``h_τ`` arrives ``k`` steps back ``[K]``, the
             median; finite or ``-inf``.
-        low: The 5th percentile over sequences and anchors.
+        low: The 5th percentile over sequences and anchors; ``None`` if only the median is known.
         high: The 95th.
     """
 
     step: int
     layer: str
     values: Floats
-    low: Floats
-    high: Floats
+    low: Floats | None = None
+    high: Floats | None = None
 
     @property
     def lag(self) -> int:
@@ -173,15 +173,18 @@ class Evidence:
             if name.startswith("parameter/") and name.endswith(f"/{quantity}"):
                 yield name.removeprefix("parameter/").removesuffix(f"/{quantity}"), values
 
-    def by_layer(self, quantity: str) -> dict[int, Floats]:
-        """The L2 norm over all weights of each recurrent layer ``[M]``, the lowest first."""
-        squares: dict[int, Floats] = {}
+    def by_layer(self, quantity: str) -> dict[tuple[str, int], Floats]:
+        """The L2 norm over all weights of each recurrent layer ``[M]``, the lowest first.
+
+        By the name of the module that the layers are of, and the layer's number.
+        """
+        squares: dict[tuple[str, int], Floats] = {}
         for name, values in self.parameters(quantity):
-            number = re.search(r"(?:_l|cells\.)(\d+)", name)
-            if number is not None and "weight" in name:
-                layer = int(number[1])
-                squares[layer] = squares.get(layer, np.zeros(len(values))) + np.square(values)
-        return {layer: np.sqrt(squares[layer]) for layer in sorted(squares)}
+            layer = re.match(r"(.*?)(?:weight_\w+?_l|cells\.)(\d+)", name)
+            if layer is not None and "weight" in name:
+                key = (layer[1].replace("parametrizations.", ""), int(layer[2]))
+                squares[key] = squares.get(key, np.zeros(len(values))) + np.square(values)
+        return {key: np.sqrt(squares[key]) for key in sorted(squares)}
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
@@ -345,14 +348,15 @@ def _typed(path: Path) -> tuple[str, ...]:
 def _measured_curves(evidence: Evidence) -> Iterator[Curve]:
     for quantity in ("lag", "lag_cell"):
         for layer, table in evidence.layers(quantity):
-            table = np.atleast_2d(table) if table.ndim == 1 else table
-            low = evidence.measures.get(f"{layer}/{quantity}_p5", table)
-            high = evidence.measures.get(f"{layer}/{quantity}_p95", table)
-            for step, *rows in zip(evidence.steps, table, low, high, strict=True):
-                length = int((~np.isnan(rows[0])).sum())
-                if length > 1 and not np.isnan(rows[0][:length]).any():
-                    name = layer if quantity == "lag" else f"{layer} (c)"
-                    yield Curve(int(step), name, *(row[:length] for row in rows))
+            name = layer if quantity == "lag" else f"{layer} (c)"
+            kinds = (f"{layer}/{quantity}{end}" for end in ("_p5", "_p95"))
+            spread = [evidence.measures[kind] for kind in kinds if kind in evidence.measures]
+            for step, row, *ends in zip(evidence.steps, table, *spread, strict=True):
+                row = np.atleast_1d(row)  # of one time step, a number
+                length = int((~np.isnan(row)).sum())
+                if length > 1 and not np.isnan(row[:length]).any():
+                    both = [end[:length] for end in ends] if len(ends) == 2 else []
+                    yield Curve(int(step), name, row[:length], *both)
 
 
 def _recorded_curves(evidence: Evidence) -> Iterator[Curve]:
@@ -371,7 +375,7 @@ def _recorded_curves(evidence: Evidence) -> Iterator[Curve]:
             curve = row[~np.isnan(row)][::-1]
             if len(curve) > 1 and np.isfinite(curve[0]):
                 curve = curve - curve[0]
-                yield Curve(int(step), f"{layer}{kind}", curve, curve, curve)
+                yield Curve(int(step), f"{layer}{kind}", curve)
 
 
 def _natural(name: str) -> tuple[int, str]:

@@ -46,7 +46,7 @@ def shrinking_weights(evidence: Evidence, setup: Setup) -> Finding:
         level = ("alarm", SHRUNK[1])
     elif value <= SHRUNK[0] and matches:
         level = ("warning", SHRUNK[0])
-    words = f"of the weights of l{layer} {100 * value:.3g} % are left"
+    words = f"of the weights of l{layer[1]} {100 * value:.3g} % are left"
     if alone < 1:
         words += f", where weight decay alone would leave {100 * alone:.3g} %"
     steps = evidence.steps[norms[layer] <= level[1] * norms[layer][0]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -156,13 +157,13 @@ def growth(values: Floats) -> tuple[int, float]:
 def both_at_once(evidence: Evidence, setup: Setup) -> Finding:
     """Sequences or steps from which an error explodes beside others from which it vanishes."""
     symptom = "both at once"
-    curves = [curve for curve in evidence.last_curves if curve.low is not curve.values]
+    curves = [curve for curve in evidence.last_curves if curve.low is not None]
     if not curves:
         return unknown(symptom, GROWN[0], "no spread was measured")
     widest = max(curves, key=straddle)
     value = straddle(widest)
     level = graded(value, *GROWN)
-    low, high = float(widest.low[-1]), float(widest.high[-1])
+    low, high = _ends(widest)
     return finding(
         symptom,
         value,
@@ -176,8 +177,15 @@ def both_at_once(evidence: Evidence, setup: Setup) -> Finding:
 
 def straddle(curve: Curve) -> float:
     """How far the 95th percentile has grown where the 5th has vanished, in decades; else 0."""
-    low, high = float(curve.low[-1]), float(curve.high[-1])
+    low, high = _ends(curve)
     return max(0.0, high) if low <= VANISHED[0] and math.isfinite(high) else 0.0
+
+
+def _ends(curve: Curve) -> tuple[float, float]:
+    """Both percentiles at the longest lag; NaN if they are not known."""
+    if curve.low is None or curve.high is None:
+        return math.nan, math.nan
+    return float(curve.low[-1]), float(curve.high[-1])
 
 
 def lower_layers(evidence: Evidence, setup: Setup) -> Finding:
@@ -191,22 +199,59 @@ def lower_layers(evidence: Evidence, setup: Setup) -> Finding:
     if not any(np.isfinite(norm).any() for norm in updates.values()):
         updates, what = evidence.by_layer("grad_norm"), "has a gradient"
     layers = sorted(updates.keys() & weights.keys())
-    if len(layers) < 2:
+    stacks = [
+        [key for key in layers if key[0] == name] for name in dict.fromkeys(k for k, _ in layers)
+    ]
+    stacks = [stack for stack in stacks if len(stack) > 1]
+    if not stacks:
         return unknown(symptom, SLOWER[0], "there is one layer only")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bottom, top = (updates[layer] / weights[layer] for layer in (layers[0], layers[-1]))
-        ratio = top / bottom
-    known = ratio[~np.isnan(ratio)]
-    if not len(known):
+    several = len({name for name, _ in layers}) > 1
+    found = [
+        _Slower.of(updates, weights, stack[0], stack[-1], f"{stack[0][0]}l" if several else "l")
+        for stack in stacks
+    ]
+    found = [one for one in found if not math.isnan(one.value)]
+    if not found:
         return unknown(symptom, SLOWER[0], "no layer changes at all")
-    value = float(np.median(known[-max(1, len(known) // 3) :]))
-    level = graded(value, *SLOWER)
+    worst = max(found, key=lambda one: one.value)
+    level = graded(worst.value, *SLOWER)
     return finding(
         symptom,
-        value,
+        worst.value,
         level,
-        f"l{layers[-1]} {what} {value:.3g} times as fast as l{layers[0]}, by "
-        f"{np.nanmedian(top):.1e} of its weights beside {np.nanmedian(bottom):.1e}",
-        evidence.steps[ratio >= level[1]],
+        f"{worst.top} {what} {worst.value:.3g} times as fast as {worst.bottom}, by {worst.sizes}",
+        evidence.steps[worst.ratio >= level[1]],
         against_depth(setup),
     )
+
+
+class _Slower(NamedTuple):
+    """The top layer of a stack beside the lowest."""
+
+    value: float
+    ratio: Floats
+    top: str
+    bottom: str
+    sizes: str
+
+    @classmethod
+    def of(
+        cls,
+        updates: Mapping[tuple[str, int], Floats],
+        weights: Mapping[tuple[str, int], Floats],
+        lowest: tuple[str, int],
+        highest: tuple[str, int],
+        name: str,
+    ) -> _Slower:
+        """By the last third of the measured steps."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bottom, top = (updates[layer] / weights[layer] for layer in (lowest, highest))
+            ratio = top / bottom
+        known = np.flatnonzero(~np.isnan(ratio))
+        known = known[-max(1, len(known) // 3) :]
+        if not len(known):
+            return cls(math.nan, ratio, "", "", "")
+        sizes = [f"{np.median(part[known]):.1e}" for part in (top, bottom)]
+        words = f"{sizes[0]} of its weights beside {sizes[1]}"
+        value = float(np.median(ratio[known]))
+        return cls(value, ratio, f"{name}{highest[1]}", f"{name}{lowest[1]}", words)
