@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from rnngrad.diagnosis import diagnose_run
@@ -105,7 +106,7 @@ def verdict(run: Reading) -> Exhibit:
             _shown(found.get("threshold")),
             _shown(found.get("evidence")),
             _steps(found.get("steps")),
-            ", ".join(map(_override, found.get("remedies") or ())),
+            ", ".join(_remedies(found)),
         )
         for found in findings
     ]
@@ -134,6 +135,13 @@ def _steps(value: Any) -> str:
     steps = value if isinstance(value, list) else [] if value is None else [value]
     words = [str(step) for step in steps]
     return ", ".join(words) if len(words) <= 4 else f"{words[0]}, {words[1]}, ... {words[-1]}"
+
+
+def _remedies(found: Mapping[str, Any]) -> Iterator[str]:
+    """What to try, and which words of the run's command it takes the place of."""
+    remedies = found.get("remedies") or ()
+    for remedy, instead in zip_longest(remedies, found.get("in_place_of") or ()):
+        yield _override(remedy) + (f" in place of {_override(instead)}" if instead else "")
 
 
 def _override(remedy: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import yaml
@@ -60,8 +61,11 @@ def _finding(finding: Mapping[str, Any]) -> str:
     shown = ", ".join(map(str, steps[:8])) if isinstance(steps, Sequence) else str(steps)
     more = ", ..." if isinstance(steps, Sequence) and len(steps) > 8 else ""
     text += f" Steps {shown}{more}." if steps else ""
-    remedies = finding.get("remedies") or ()
-    return text + "".join(f"\n    - try `{remedy}`" for remedy in remedies)
+    for remedy, instead in zip_longest(
+        finding.get("remedies") or (), finding.get("in_place_of") or ()
+    ):
+        text += f"\n    - try `{remedy}`" + (f" in place of `{instead}`" if instead else "")
+    return text
 
 
 def _plain(value: Any) -> str:
