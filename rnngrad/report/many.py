@@ -204,7 +204,7 @@ def solving(groups: Sequence[Group]) -> Exhibit | None:
         "Kaplan-Meier: a run that was not solved when it ended is censored there, it is not"
         " counted as never solving and not left out. A run that diverged or failed counts as"
         " unsolved to the end of the budget, since it would not have gone on. A line ends where the"
-        " last run of its set-up did. A run is solved"
+        " last run of its set-up did, unless all have solved it. A run is solved"
         " from the first evaluation that meets its task's rule; medians are in the table of"
         " set-ups."
     )
@@ -217,7 +217,9 @@ def solving(groups: Sequence[Group]) -> Exhibit | None:
 
 def _staircase(group: Group) -> tuple[Any, Any]:
     estimate = survival(group)
-    x = np.concatenate([[0.0], estimate.time, [estimate.end]])
+    all_solved = len(estimate.fraction) > 0 and estimate.fraction[-1] == 0
+    end = max(float(group.budget), estimate.end) if all_solved else estimate.end
+    x = np.concatenate([[0.0], estimate.time, [end]])
     left = np.concatenate([[1.0], estimate.fraction])
     return x, 100 * (1 - np.append(left, left[-1]))
 
