@@ -1174,3 +1174,24 @@ def test_the_page_names_every_symptom() -> None:
     page = (ROOT / "docs" / "diagnosis.md").read_text(encoding="utf-8")
     for symptom in DETECTORS:
         assert f"### {symptom}" in page.lower().replace("### symptom by symptom", ""), symptom
+
+
+class Beside(torch.nn.Module):
+    """A long memory beside a short one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.long, self.short = torch.nn.GRU(3, 16), torch.nn.GRU(3, 16)
+        self.readout = torch.nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = [self.long(x)[0][-1], self.short(x[-5:])[0][-1]]
+        return self.readout(torch.cat(ends, -1))  # type: ignore[no-any-return]
+
+
+def test_a_short_layer_does_not_hide_that_a_long_one_loses_everything() -> None:
+    torch.manual_seed(0)
+    batch = torch.randn(100, 4, 3), torch.randn(4, 1)
+    found = diagnose(convert(Beside()), batch, torch.nn.functional.mse_loss)
+    assert found.verdict == "vanishing"
+    assert found["vanishing in time"].evidence.startswith("long.l0")

@@ -648,7 +648,8 @@ def test_the_verdict_comes_with_its_findings_the_worst_first(tmp_path: Path) -> 
         {"symptom": "quiet", "level": "ok", "value": 1, "threshold": 2, "evidence": "e",
          "steps": [], "remedies": []},
         {"symptom": "loud", "level": "alarm", "value": None, "threshold": 1e-3, "evidence": "e",
-         "steps": list(range(9)), "remedies": ["cell=lstm cell.forget_bias=1", "other words"]},
+         "steps": list(range(9)), "remedies": ["cell=lstm cell.forget_bias=1", "other words"],
+         "in_place_of": ["cell=rnn", ""]},
     ]  # fmt: skip
     summary = run.summary | {
         "verdict": "vanishing",
@@ -659,7 +660,8 @@ def test_the_verdict_comes_with_its_findings_the_worst_first(tmp_path: Path) -> 
     assert shown.title == "Verdict: vanishing"
     loud, quiet = shown.tables[0].rows
     assert loud[1:4] == ("loud", "-", "0.001") and quiet[1] == "quiet"
-    assert loud[5:] == ("0, 1, ... 8", "`cell=lstm cell.forget_bias=1`, other words")
+    tried = "`cell=lstm cell.forget_bias=1` in place of `cell=rnn`, other words"
+    assert loud[5:] == ("0, 1, ... 8", tried)
 
 
 def test_a_run_that_has_no_diagnosis_yet_gets_one_of_what_is_there(measured_run: Run) -> None:

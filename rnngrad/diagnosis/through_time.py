@@ -39,12 +39,15 @@ of sigmoids the first learns 24 to 100 times slower than the last."""
 def vanishing_in_time(evidence: Evidence, setup: Setup) -> Finding:
     """What of an error at one step arrives at the far end of the sequence.
 
-    In the layer, and of ``h`` and ``c``, that keeps most: memory is needed in one place only.
+    In the layer, and of ``h`` and ``c``, that keeps most: memory is needed in one place only. What
+    goes over less than half of the longest sequence keeps nothing that the others would need.
     """
     symptom = "vanishing in time"
     if not evidence.last_curves:
         return unknown(symptom, VANISHED[0], evidence.no_lag)
-    best = max(evidence.last_curves, key=lambda curve: curve.values[-1])
+    longest = max(curve.lag for curve in evidence.last_curves)
+    reaching = (curve for curve in evidence.last_curves if 2 * curve.lag >= longest)
+    best = max(reaching, key=lambda curve: curve.values[-1])
     value = float(best.values[-1])
     level = graded(value, *VANISHED)
     words = (
