@@ -192,7 +192,8 @@ def kill_savers(
         kills: How many.
         seed: Of the moments.
         asynchronous: Saves in a thread.
-        disk: Waits for the disk, which takes most of a save's time and is the same to a kill.
+        disk: Waits for the disk, however slow it is; else a millisecond, which is the same to a
+            process that is killed.
 
     Returns:
         In how many cases something was being written, and the last step.
@@ -200,7 +201,7 @@ def kill_savers(
     random_ = random.Random(seed)
     torn = last = 0
     if not disk:
-        setattr(os, "fsync", lambda file: None)  # noqa: B010
+        setattr(os, "fsync", lambda file: time.sleep(0.001))  # noqa: B010
     for _ in range(kills):
         told, telling = os.pipe()
         if (child := os.fork()) == 0:
@@ -208,7 +209,7 @@ def kill_savers(
         os.close(telling)
         if last == 0 or random_.random() < 0.8:  # before the first nothing is promised
             last = int.from_bytes(os.read(told, 8), "little")
-        time.sleep(random_.uniform(0, 0.03 if disk else 0.01))
+        time.sleep(random_.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         while step := os.read(told, 8):
