@@ -51,7 +51,6 @@ DTYPES = frozenset(
     (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
     + (torch.int8, torch.int16, torch.int32, torch.int64)
     + (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64)
-    + (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
 )
 """What safetensors gives back as it got it; some others it writes and cannot read."""
 
