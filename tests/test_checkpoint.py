@@ -635,6 +635,7 @@ def test_a_call_that_fails_is_told_once_and_leaves_what_was_there(
             told += 1
             assert error.errno == code
             assert str(directory) in str(error) and str(error).isprintable()
+            assert not list(directory.glob(".step-000000004*"))
             whole(directory, 1, 2, 3)
             assert load(directory).step in (3, 4)
         else:  # it was in tidying up, which can wait
