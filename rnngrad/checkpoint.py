@@ -41,7 +41,8 @@ STATE = "state.json"
 MANIFEST = "MANIFEST.json"
 
 MANIFEST_LIMIT = 2**20
-STATE_LIMIT = 64 * 2**20
+STATE_LIMIT = 4 * 2**20
+"""Its lists may take twenty times as much in memory."""
 HEADER_LIMIT = 2**20
 """Bytes of safetensors' own header: names, shapes, offsets; some 100 a tensor."""
 DEPTH_LIMIT = 64
