@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
+
+from rnngrad.stored import json_mapping, yaml_mapping
 
 CONFIG = ".hydra/config.yaml"
 METRICS = "metrics.csv"
@@ -99,14 +100,12 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The composed configuration."""
-        config: dict[str, Any] = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
-        return config
+        return read_config(self.path / CONFIG)
 
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json as it is now."""
-        summary: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
-        return summary
+        return read_summary(self.path / SUMMARY)
 
     @property
     def metrics(self) -> dict[str, npt.NDArray[Any]]:
@@ -188,6 +187,26 @@ class Run:
             "log10_grad_norm": table[:, 1],
             "clip_coef": table[:, 2],
         }
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration that a run has stored, in plain values, as data and not to be trusted.
+
+    Raises:
+        Unreadable: It is not a mapping in YAML of at most ``TEXT_LIMIT`` bytes.
+        OSError: It is not there, or the system will not let us.
+    """
+    return yaml_mapping(path)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary that a run has stored.
+
+    Raises:
+        Unreadable: It is not a mapping in JSON of at most ``TEXT_LIMIT`` bytes.
+        OSError: It is not there, or the system will not let us.
+    """
+    return json_mapping(path)
 
 
 def find_runs(path: str | Path) -> Iterator[Path]:

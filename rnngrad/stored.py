@@ -1,0 +1,220 @@
+"""Reading what lies in a run directory, whoever wrote it: sizes first, then data and never code."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+TEXT_LIMIT = 2**20
+"""Bytes of a configuration, a summary or a layout: a hundred times what one has."""
+DEPTH_LIMIT = 64
+"""Levels of nested lists and mappings."""
+NODE_LIMIT = 50_000
+"""Values, keys, lists and mappings in one YAML file: each takes far more memory than text."""
+DIGITS = 400
+"""Characters of a number; Python takes time that grows with their square."""
+
+
+class Unreadable(ValueError):
+    """A file that is not what a run writes: one line that names it, and why."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(one_line(f"{path}: {why}"))
+        self.path, self.why = path, one_line(why)
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and what a terminal would obey, which a stored name may have."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return text if len(text) <= 500 else text[:497] + "..."
+
+
+def opened(path: Path, limit: int) -> IO[bytes]:
+    """The file at ``path``, of at most ``limit`` bytes.
+
+    A link is not followed, as its target need not lie in the run directory, and a pipe is not
+    waited for.
+
+    Raises:
+        Unreadable: It is no file, or too large.
+        OSError: It is not there, or the system will not let us.
+    """
+    if path.is_symlink() or path.parent.is_symlink() and path.parent.name == ".hydra":
+        raise Unreadable(path, "is a symbolic link, or lies in one; these are not followed")
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=without_waiting)
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+        return file
+    file.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable(path, "is not a file")
+    raise Unreadable(path, f"has {status.st_size:,} bytes; {limit:,} are allowed")
+
+
+def text_of(path: Path, limit: int = TEXT_LIMIT) -> str:
+    """A file's text, without the mark that some editors put at the beginning.
+
+    Raises:
+        Unreadable: It is no file, too large, or not UTF-8.
+        OSError: It is not there, or the system will not let us.
+    """
+    with opened(path, limit) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Unreadable(path, "is being changed")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unreadable(path, f"byte {error.start} is not UTF-8") from None
+
+
+def json_mapping(path: Path) -> dict[str, Any]:
+    """A file's JSON object: no key twice, no ``NaN``, no number that would become infinite.
+
+    Raises:
+        Unreadable: It is something else.
+        OSError: It is not there, or the system will not let us.
+    """
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{text[:20]} is not a finite number")
+        return value
+
+    def integer(text: str) -> int:
+        if len(text) > DIGITS:
+            raise ValueError("an integer is too long")
+        return int(text)
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key is there twice")
+        return dict(pairs)
+
+    text = text_of(path)
+    try:
+        tree = json.loads(
+            text,
+            object_pairs_hook=mapping,
+            parse_int=integer,
+            parse_float=number,
+            parse_constant=number,
+        )
+    except RecursionError:
+        raise Unreadable(path, "is nested too deeply") from None
+    except ValueError as error:
+        raise Unreadable(path, f"is not the JSON that is expected here ({error})") from None
+    return _mapping(path, tree)
+
+
+def yaml_tree(path: Path) -> Any:
+    """What a YAML file says, in plain values: no tag, no alias, no key twice.
+
+    Raises:
+        Unreadable: It is something else.
+        OSError: It is not there, or the system will not let us.
+    """
+    text = text_of(path)
+    try:
+        _check_events(text)
+        loader = _Plain(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        why = f"is not the YAML that is expected here ({error.problem}{line})"
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        why = f"is not the YAML that is expected here ({error})"
+    raise Unreadable(path, why)
+
+
+def yaml_mapping(path: Path) -> dict[str, Any]:
+    """As ``yaml_tree``, of a mapping whose keys are texts."""
+    return _mapping(path, yaml_tree(path))
+
+
+def _mapping(path: Path, tree: Any) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise Unreadable(path, "is not a mapping")
+    if not all(isinstance(key, str) for key in tree):
+        raise Unreadable(path, "has a key that is not a text")
+    if _deeper(tree, DEPTH_LIMIT):
+        raise Unreadable(path, "is nested too deeply")
+    return tree
+
+
+def _deeper(tree: Any, levels: int) -> bool:
+    """Whether lists and mappings are nested in more ``levels`` than these."""
+    inner = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
+    return levels < 0 or any(_deeper(item, levels - 1) for item in inner)
+
+
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Plain(_SafeLoader):  # type: ignore[misc]
+    """A ``SafeLoader`` of null, booleans, numbers, texts, lists and mappings, and nothing else."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a key is there twice")
+        return mapping
+
+
+_KNOWN = ("null", "bool", "int", "float", "str", "seq", "map")
+_Plain.yaml_constructors = {
+    tag: make
+    for tag, make in _SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _KNOWN
+}
+_Plain.yaml_implicit_resolvers = {
+    first: [(tag, regex) for tag, regex in resolvers if tag.rpartition(":")[2] in _KNOWN]
+    for first, resolvers in _SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _check_events(text: str) -> None:
+    """Refuses, before anything is built, what would take more memory or time than its text.
+
+    Raises:
+        ValueError: There is such a thing.
+        yaml.YAMLError: It is no YAML.
+    """
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=_SafeLoader)):
+        if count > NODE_LIMIT:
+            raise ValueError(f"more than {NODE_LIMIT:,} values")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("an alias")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _is_long(event.value):
+            raise ValueError("a number is too long")
+        if depth > DEPTH_LIMIT:
+            raise ValueError(f"nested in more than {DEPTH_LIMIT} levels")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise ValueError(f"the tag {tag}")
+
+
+def _is_long(scalar: str) -> bool:
+    """Whether it would be read as a number of too many digits."""
+    numbers = _Plain.yaml_implicit_resolvers.get(scalar[:1], [])
+    return len(scalar) > DIGITS and any(regex.match(scalar) for _, regex in numbers)
