@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rnngrad.stored import json_mapping, yaml_mapping
+from rnngrad.stored import Unreadable, array_of, json_mapping, lines_of, yaml_mapping
 
 CONFIG = ".hydra/config.yaml"
 METRICS = "metrics.csv"
@@ -48,6 +48,16 @@ COLUMNS = (
 )
 """Of every metrics.csv; after them stand, where a run has them, ``eval_loss_at_<length>`` and
 ``eval_accuracy_at_<length>``, ``audit_<rule>_clipped`` and ``audit_<rule>_coef``."""
+
+METRICS_LIMIT = 2**28
+"""Bytes of metrics.csv, a million rows and more."""
+ARRAY_LIMIT = 2**30
+"""Bytes of each file of numbers that ``Run`` reads into memory; raise it for a run of yours that
+has recorded more."""
+
+ALWAYS = ("hidden", "direct", "hidden_mean")
+"""What ``BPTT`` holds of every layer."""
+SOMETIMES = ("cell", "clipped")
 
 Floats = npt.NDArray[np.float64]
 
@@ -111,44 +121,34 @@ class Run:
     def metrics(self) -> dict[str, npt.NDArray[Any]]:
         """Columns of metrics.csv: float64 (NaN: empty); steps and yes-or-no columns int64."""
         path = self.path / METRICS
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut off by a crash is not there
-        reader = csv.DictReader(lines)
-        rows = list(reader)
-        return {
-            column: np.array([float(row[column] or "nan") for row in rows]).astype(
-                np.int64 if column.endswith(("step", "clipped", "skipped")) else np.float64
-            )
-            for column in reader.fieldnames or COLUMNS
-        }
+        if not path.exists():
+            return {column: np.empty(0, _kind(column)) for column in COLUMNS}
+        try:
+            return _table(path)
+        except (ValueError, csv.Error) as error:
+            raise error if isinstance(error, Unreadable) else Unreadable(path, str(error)) from None
 
     @property
     def bptt(self) -> dict[str, LayerHistory]:
         """Gradient through time by layer: ``l0``, ``l1``, ``l0_reverse``."""
-        layout_path = self.path / BPTT_LAYOUT
-        if not layout_path.exists() or not (self.path / BPTT).exists():
+        if not (self.path / BPTT_LAYOUT).exists() or not (self.path / BPTT).exists():
             return {}
-        layout = json.loads(layout_path.read_text(encoding="utf-8"))
-        width = layout["T"]
-        names = [(layer, kind) for layer, kinds in layout["layers"].items() for kind in kinds]
-        values = np.fromfile(self.path / BPTT, dtype=np.float64)
-        size = 1 + width * len(names)
-        table = values[: len(values) // size * size].reshape(-1, size)
+        width, layers = _bptt_layout(self.path / BPTT_LAYOUT)
+        names = [(layer, kind) for layer, kinds in layers.items() for kind in kinds]
+        step, table = _records(self.path / BPTT, width * len(names))
         if len(table) == 0:
             return {}
-        fields = {
-            name: table[:, 1 + i * width : 1 + (i + 1) * width] for i, name in enumerate(names)
-        }
+        fields = {name: table[:, i * width : (i + 1) * width] for i, name in enumerate(names)}
         return {
             layer: LayerHistory(
-                step=table[:, 0].astype(np.int64),
+                step=step,
                 hidden=fields[layer, "hidden"],
                 direct=fields[layer, "direct"],
                 hidden_mean=fields[layer, "hidden_mean"],
                 cell=fields.get((layer, "cell")),
                 clipped=fields.get((layer, "clipped")),
             )
-            for layer in layout["layers"]
+            for layer in layers
         }
 
     @property
@@ -157,15 +157,13 @@ class Run:
 
         Nothing, if nothing has been measured yet.
         """
-        layout_path = self.path / MEASURES_LAYOUT
-        if not layout_path.exists() or not (self.path / MEASURES).exists():
+        if not (self.path / MEASURES_LAYOUT).exists() or not (self.path / MEASURES).exists():
             return {}
-        layout: dict[str, int | None] = json.loads(layout_path.read_text(encoding="utf-8"))
-        values = np.fromfile(self.path / MEASURES, dtype=np.float64)
-        size = 1 + sum(1 if length is None else length for length in layout.values())
-        table = values[: len(values) // size * size].reshape(-1, size)
-        fields: dict[str, npt.NDArray[Any]] = {"step": table[:, 0].astype(np.int64)}
-        start = 1
+        layout = _measures_layout(self.path / MEASURES_LAYOUT)
+        width = sum(1 if length is None else length for length in layout.values())
+        step, table = _records(self.path / MEASURES, width)
+        fields: dict[str, npt.NDArray[Any]] = {"step": step}
+        start = 0
         for name, length in layout.items():
             end = start + (1 if length is None else length)
             fields[name] = table[:, start] if length is None else table[:, start:end]
@@ -179,7 +177,8 @@ class Run:
         ``step`` from 1, ``loss``, ``log10_grad_norm`` before clipping, ``clip_coef``.
         """
         path = self.path / UPDATES
-        values = np.fromfile(path, dtype=np.float32) if path.exists() else np.empty(0, np.float32)
+        there = path.exists()
+        values = array_of(path, np.float32, ARRAY_LIMIT) if there else np.empty(0, np.float32)
         table = values[: len(values) // 3 * 3].reshape(-1, 3).astype(np.float64)
         return {
             "step": np.arange(1, len(table) + 1),
@@ -187,6 +186,85 @@ class Run:
             "log10_grad_norm": table[:, 1],
             "clip_coef": table[:, 2],
         }
+
+
+def _kind(column: str) -> type[np.int64] | type[np.float64]:
+    return np.int64 if column.endswith(("step", "clipped", "skipped")) else np.float64
+
+
+def _table(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The columns of metrics.csv.
+
+    Raises:
+        ValueError, csv.Error: It is not one.
+    """
+    rows = csv.reader(lines_of(path, METRICS_LIMIT))
+    head = next(rows, [*COLUMNS])
+    if missing := [column for column in COLUMNS if column not in head]:
+        raise ValueError(f"has no column {missing[0]}")
+    if len({*head}) < len(head):
+        raise ValueError("has a column twice")
+    columns = [array("d") for _ in head]
+    for row in rows:
+        if len(row) != len(head):
+            raise ValueError(f"line {rows.line_num} has {len(row)} values, the first {len(head)}")
+        for column, value in zip(columns, row, strict=True):
+            column.append(float(value or "nan"))
+    table: dict[str, npt.NDArray[Any]] = {}
+    for name, column in zip(head, columns, strict=True):
+        values = np.array(column, np.float64)
+        table[name] = _counts(values, name) if _kind(name) is np.int64 else values
+    return table
+
+
+def _counts(values: Floats, name: str) -> npt.NDArray[np.int64]:
+    """As integers.
+
+    Raises:
+        ValueError: One is none.
+    """
+    wrong = ~((values >= 0) & (values < 2**53) & (np.floor(values) == values))
+    if wrong.any():
+        raise ValueError(f"{name} is {values[wrong][0]}, not an integer >= 0")
+    return values.astype(np.int64)
+
+
+def _records(path: Path, width: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Steps ``[S]`` and values ``[S, width]`` of appended records."""
+    size = 1 + width
+    if size * 8 > ARRAY_LIMIT:
+        raise Unreadable(path, f"is said to have records of {size} numbers, too many")
+    values = array_of(path, np.float64, ARRAY_LIMIT)
+    table = values[: len(values) // size * size].reshape(-1, size)
+    try:
+        return _counts(table[:, 0], "step"), table[:, 1:]
+    except ValueError as error:
+        raise Unreadable(path, str(error)) from None
+
+
+def _bptt_layout(path: Path) -> tuple[int, dict[str, list[str]]]:
+    """``T``, and the quantities of each layer."""
+    layout = json_mapping(path)
+    width, layers = layout.get("T"), layout.get("layers")
+    if type(width) is not int or width < 1:
+        raise Unreadable(path, f"T is {width!r}, not an integer >= 1")
+    if not isinstance(layers, dict):
+        raise Unreadable(path, "has no layers")
+    for layer, kinds in layers.items():
+        if not isinstance(kinds, list) or not {*ALWAYS} <= {*map(str, kinds)}:
+            raise Unreadable(path, f"{layer} lacks one of {', '.join(ALWAYS)}")
+        if not {*map(str, kinds)} <= {*ALWAYS, *SOMETIMES} or len({*map(str, kinds)}) < len(kinds):
+            raise Unreadable(path, f"{layer} has something else than a run records, or it twice")
+    return width, layers
+
+
+def _measures_layout(path: Path) -> dict[str, int | None]:
+    """Each quantity's length."""
+    layout = json_mapping(path)
+    for name, length in layout.items():
+        if name == "step" or (length is not None and (type(length) is not int or length < 0)):
+            raise Unreadable(path, f"{name} is {length!r}; a length is an integer >= 0, or null")
+    return layout
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
 import yaml
 
 TEXT_LIMIT = 2**20
@@ -60,6 +63,41 @@ def opened(path: Path, limit: int) -> IO[bytes]:
     if not stat.S_ISREG(status.st_mode):
         raise Unreadable(path, "is not a file")
     raise Unreadable(path, f"has {status.st_size:,} bytes; {limit:,} are allowed")
+
+
+def lines_of(path: Path, limit: int) -> Iterator[str]:
+    """A file's lines with their ends; a last one without an end is not there yet.
+
+    Raises:
+        Unreadable: It is no file, too large, not UTF-8, or a line is longer than ``TEXT_LIMIT``.
+        OSError: It is not there, or the system will not let us.
+    """
+    with opened(path, limit) as file:
+        for number in itertools.count(1):
+            line = file.readline(TEXT_LIMIT)
+            if not line.endswith(b"\n"):
+                if len(line) == TEXT_LIMIT:
+                    raise Unreadable(path, f"line {number} is too long")
+                return
+            try:
+                yield line.decode("utf-8" if number > 1 else "utf-8-sig")
+            except UnicodeDecodeError:
+                raise Unreadable(path, f"line {number} is not UTF-8") from None
+
+
+def array_of(path: Path, dtype: npt.DTypeLike, limit: int) -> npt.NDArray[Any]:
+    """A file's numbers; one that is cut off at the end is not there.
+
+    Raises:
+        Unreadable: It is no file, or too large.
+        OSError: It is not there, or the system will not let us.
+    """
+    with opened(path, limit) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            return np.fromfile(file, dtype, count=size // np.dtype(dtype).itemsize)
+        except MemoryError:
+            raise Unreadable(path, f"has {size:,} bytes, more than there is memory") from None
 
 
 def text_of(path: Path, limit: int = TEXT_LIMIT) -> str:
