@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from rnngrad.bptt import LayerRecord, Trajectory
 from rnngrad.cells.base import Unrolled
 from rnngrad.clipping import CLIPS, Clip, Gradient
-from rnngrad.clipping.clipper import apply
+from rnngrad.clipping.clipper import apply, checked
 from rnngrad.clipping.norms import total_norm
 from rnngrad.dynamics import (
     gate_names,
@@ -33,7 +32,7 @@ from rnngrad.dynamics import (
 from rnngrad.model import SequenceModel, layer_key
 from rnngrad.norms import log10_rms, norms
 from rnngrad.parts import InputError, Interval, Part, Registry
-from rnngrad.replay import statistics_kept
+from rnngrad.replay import undisturbed
 from rnngrad.runs import Floats
 
 Quantities = dict[str, float | Floats]
@@ -143,6 +142,21 @@ class Observer:
         """Whether a step is measured."""
         return step == 1 or evaluated or (self.chosen.when == "logged" and logged)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the clip rules that are looked at remember, by name, as JSON has it."""
+        return {name: checked(rule, state) for name, (rule, state) in self.rules.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: It is the state of other rules.
+        """
+        if sorted(state) != sorted(self.rules):
+            raise ValueError(f"measure: the saved state is of {sorted(state)}")
+        for name, (rule, _) in self.rules.items():
+            self.rules[name] = rule, checked(rule, state[name])
+
     @property
     def recording(self) -> dict[str, bool]:
         """What ``record`` is to keep of a measured step."""
@@ -180,7 +194,7 @@ class Observation:
         }
         self._before = [p.detach().clone() for p in self._parameters.values()]
         self._grads = self._gradient()
-        with _undisturbed(observer.model):
+        with undisturbed(observer.model):
             if self._chosen.spectrum:
                 self._quantities |= _spectra(observer.model)
             if observer.whole:
@@ -404,12 +418,3 @@ def _cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
         torch.sum((a.double() / lengths[0]) * (b.double() / lengths[1])).item()
         for a, b in zip(one, other, strict=True)
     )
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Statistics, as batch norm's, and random streams are afterwards as they were."""
-    device = next(model.parameters()).device
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), statistics_kept(model):
-        yield

@@ -403,11 +403,7 @@ def replay(
 def statistics_kept(module: nn.Module) -> Iterator[None]:
     """Has the module write its statistics elsewhere: a graph may still need its own as they are."""
     originals = [(part, dict(part._buffers)) for part in module.modules()]
-    extra = [
-        (part, copy.deepcopy(part.get_extra_state()))
-        for part in module.modules()
-        if type(part).get_extra_state is not nn.Module.get_extra_state
-    ]
+    extra = extra_states(module)
     try:
         for part, buffers in originals:
             for name, buffer in buffers.items():
@@ -418,3 +414,21 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
             part._buffers.update(buffers)
         for part, kept in extra:
             part.set_extra_state(kept)
+
+
+def extra_states(module: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """What submodules keep beside parameters and buffers, copied: for ``set_extra_state``."""
+    return [
+        (part, copy.deepcopy(part.get_extra_state()))
+        for part in module.modules()
+        if type(part).get_extra_state is not nn.Module.get_extra_state
+    ]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Statistics, as batch norm's, and random streams are afterwards as they were."""
+    device = next(model.parameters()).device
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda), statistics_kept(model):
+        yield
