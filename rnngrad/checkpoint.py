@@ -22,7 +22,7 @@ import re
 import shutil
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rnngrad.parts import MISSING, InputError
+from rnngrad.parts import MISSING, InputError, NothingUsable
 
 FORMAT = 1
 TENSORS = "tensors.safetensors"
@@ -56,10 +56,6 @@ DTYPES = frozenset(
 """What safetensors gives back as it got it; some others it writes and cannot read."""
 
 log = logging.getLogger(__name__)
-
-
-class NothingUsable(Exception):
-    """No checkpoint verifies: one line that says of each why not."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +148,17 @@ class AsyncCheckpointer:
         values: Mapping[str, Any],
         *,
         best: bool = False,
+        after: Callable[[], None] | None = None,
     ) -> None:
         """Waits for the one before, then begins to write this one.
+
+        Args:
+            step: As in ``save``, and so are the others.
+            tensors: Are copied at once.
+            values: Likewise.
+            best: It is the best so far.
+            after: Is called in the thread before anything is written: it may raise OSError, and
+                then nothing is.
 
         Raises:
             InputError: As ``save`` of this module.
@@ -161,7 +166,13 @@ class AsyncCheckpointer:
         """
         self.wait()
         contents = _encode(step, tensors, values)
-        self._saving = self._thread.submit(_write, self.directory, step, contents, self.keep, best)
+
+        def write() -> Path:
+            if after is not None:
+                after()
+            return _write(self.directory, step, contents, self.keep, best)
+
+        self._saving = self._thread.submit(write)
 
     def wait(self) -> Path | None:
         """Waits until the last checkpoint is written; its folder, if it is told for the first time.
@@ -197,8 +208,13 @@ class AsyncCheckpointer:
             self._thread.shutdown()
 
 
-def load(directory: Path, step: int | None = None) -> Loaded:
+def load(directory: Path, step: int | None = None, *, before: int | None = None) -> Loaded:
     """Reads the newest checkpoint that verifies, or the one of ``step`` and no other.
+
+    Args:
+        directory: Of the checkpoints.
+        step: This one or none.
+        before: Of those of earlier steps alone.
 
     Nothing is written or removed.
 
@@ -210,6 +226,7 @@ def load(directory: Path, step: int | None = None) -> Loaded:
         there = _entries(directory)
     except OSError as error:
         raise NothingUsable(_one_line(f"{directory}: {error.strerror}")) from None
+    there = [entry for entry in there if before is None or entry.step < before]
     if not there:
         raise NothingUsable(_one_line(f"{directory}: no checkpoint in it"))
     wanted = there if step is None else [entry for entry in there if entry.step == step][:1]

@@ -51,6 +51,10 @@ class InputError(ValueError):
         return InputError(f"{group}.{self.key}", self.value, self.allowed)
 
 
+class NothingUsable(Exception):
+    """Nothing that a run could go on from: one line that says of each checkpoint why not."""
+
+
 MISSING = object()
 
 

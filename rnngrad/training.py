@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from rnngrad.bptt import LayerRecord, record
 from rnngrad.clipping import ClipAudit, Clipper, ClipReport
+from rnngrad.clipping.norms import total_norm
 from rnngrad.measure import Observation, Observer
 from rnngrad.model import Passed, SequenceModel, detached, first_rows
+from rnngrad.nonfinite import NonFinite, locate_nonfinite
 from rnngrad.regularization import NoRegularizer, Regularizer
+from rnngrad.replay import extra_states
+from rnngrad.saving import Saver
 from rnngrad.task import EVALUATION_CHUNK, Task
 from rnngrad.tracking import Result, Tracker
 from rnngrad.truncation import truncated_backward
 
+TOLD = 10
+"""Updates that were not finite, of which the log says what was not."""
+
 _NOWHERE = "the loss is not finite, while everything on this step's training batch is"
 _NO_GRADIENT = ClipReport(math.nan, math.nan, 1.0, clipped=False, finite=False)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,18 +44,28 @@ class Progress:
         step: Updates done.
         clipped: Of these, how many the clip rule changed.
         skipped: How many it left out.
+        nonfinite: How many had a loss or a gradient that was not finite.
+        in_a_row: How many of the last were such.
         loss: Of the last batch.
+        best: The least loss of an evaluation.
         solved_at: Updates done at the first evaluation that met the task's rule.
         evaluation: The last one's scores.
+        row: Of metrics.csv, where this step's evaluation is still owed.
+        reason: Why the run cannot go on.
         state: Of the layers after the last batch, for tasks whose next batch goes on with it.
     """
 
     step: int = 0
     clipped: int = 0
     skipped: int = 0
+    nonfinite: int = 0
+    in_a_row: int = 0
     loss: float = math.nan
+    best: float = math.inf
     solved_at: int | None = None
     evaluation: dict[str, float] = field(default_factory=dict)
+    row: dict[str, float] | None = None
+    reason: str | None = None
     state: Any = None
 
 
@@ -58,8 +78,8 @@ class _Update:
     targets: Tensor
     before: Any
     logs: bool
-    evaluates: bool
     observer: Observer | None
+    statistics: tuple[list[Tensor], list[tuple[nn.Module, Any]]]
     passed: Passed
     loss: float
     records: Mapping[str, LayerRecord]
@@ -93,7 +113,13 @@ class Training:
         audit: Is shown every gradient before it is clipped.
         observer: Measures the model at some of the logged steps.
         learning_rate: Of each step, counted from 1; ``None`` leaves the optimiser's.
-        should_stop: Asked after every update; true ends the run as interrupted.
+        nonfinite: What becomes of an update whose loss or gradient is not finite.
+        saver: Saves the training on its way, at its end, and when it is interrupted.
+        should_stop: Asked around every update and within evaluations; true ends the run as
+            interrupted. Until it is asked for the first time, nothing has been changed.
+
+    Attributes:
+        progress: Where the run is; ``rnngrad.snapshot`` can put it there.
     """
 
     def __init__(
@@ -119,6 +145,8 @@ class Training:
         audit: ClipAudit | None = None,
         observer: Observer | None = None,
         learning_rate: Callable[[int], float] | None = None,
+        nonfinite: NonFinite = NonFinite(),  # noqa: B008
+        saver: Saver | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model, self.task, self.optimizer = model, task, optimizer
@@ -130,44 +158,64 @@ class Training:
         self.elsewhere = {length: task.at_length(length) for length in eval_lengths}
         self.tbptt, self.regularizer, self.nonlinearity = tbptt, regularizer, nonlinearity
         self.audit, self.observer = audit, observer
-        self.learning_rate, self.should_stop = learning_rate, should_stop
+        self.learning_rate, self.nonfinite = learning_rate, nonfinite
+        self.saver, self.should_stop = saver, should_stop
         self.parameters = list(model.parameters())
         self.progress = Progress()
-        self._status = "completed"
-        self._reason: str | None = None
+        self._status = "running"
 
     def run(self) -> Result:
-        """Trains to the end.
+        """Trains to the end, from where ``progress`` is.
 
         Returns:
-            How it ended. A loss or gradient that is not finite ends it before the update.
+            How it ended.
         """
+        progress, update = self.progress, None
         bar = tqdm(
             total=self.steps,
+            initial=progress.step,
             desc=self.tracker.directory.name,
             unit="step",
             disable=None,
             dynamic_ncols=True,
         )
-        with bar:
-            for step in range(self.progress.step + 1, self.steps + 1):
-                update = self._forth_and_back(step)
-                if not update.report.finite:
+        with bar, nullcontext() if self.saver is None else self.saver:
+            self.tracker.finish(self.result())
+            if self.saver is not None:
+                self.saver.begin(self)
+            if progress.row is not None:  # the run was stopped in this step's evaluation
+                self._conclude()
+            while self._goes_on():
+                update = self._forth_and_back(progress.step + 1)
+                self.should_stop()  # from here on, who wants the run to stop waits for the update
+                if not self._is_usable(update):
                     self._stop_at(update)
                     break
                 self._apply(update)
-                ends = self._conclude(update)
-                if update.logs or ends:
-                    accuracy = self._log(update)
+                if (row := progress.row) is not None:
+                    grad, accuracy = update.report.norm_pre, row["accuracy"]
                     bar.set_postfix(
-                        loss=f"{update.loss:.4g}",
-                        accuracy=f"{accuracy:.3f}",
-                        grad=f"{update.report.norm_pre:.3g}",
+                        loss=f"{update.loss:.4g}", accuracy=f"{accuracy:.3f}", grad=f"{grad:.3g}"
                     )
+                self._conclude()
                 bar.update()
-                if ends:
-                    break
-        return self._result()
+            if self.saver is not None:
+                self.saver.end(self)
+            if self._status == "interrupted" and update is not None:
+                # for who looks at the run as it is; one that goes on cuts it off again
+                self.tracker.log(progress.row or self._row(update))
+        if self._status == "running":
+            self._status = "completed" if progress.reason is None else "diverged"
+        return self.result()
+
+    def _goes_on(self) -> bool:
+        progress = self.progress
+        solved = self.stop_when_solved and progress.solved_at is not None
+        ended = progress.reason is not None or solved or progress.step >= self.steps
+        return not ended and self._status == "running"
+
+    def _evaluates(self, step: int) -> bool:
+        return step % self.eval_every == 0 or step == self.steps
 
     def _forth_and_back(self, step: int) -> _Update:
         """Up to the gradient, clipped if it is finite."""
@@ -175,7 +223,7 @@ class Training:
         batch = self.task.training_batch(self.seed, step, self.batch_size)
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
         before = first_rows(progress.state, inputs.shape[1]) if batch.continues else None
-        evaluates = step % self.eval_every == 0 or step == self.steps
+        evaluates = self._evaluates(step)
         logs = _on_schedule(step, self.log_every, self.log_per_decade) or evaluates
         observer = self.observer
         if observer is not None and not observer.due(step, logged=logs, evaluated=evaluates):
@@ -191,18 +239,17 @@ class Training:
         in_full = self.regularizer.needs_gradients
         options = {"full": in_full} | ({} if observer is None else observer.recording)
         recorded = options if logs or in_full else None
+        statistics = [b.clone() for b in self.model.buffers()], extra_states(self.model)
         passed, loss, records = _backward(
             self.model, self.task, inputs, targets, before, self.tbptt, recorded
         )
-        progress.loss, progress.state = loss, passed.state
         update = _Update(
-            step, inputs, targets, before, logs, evaluates, observer, passed, loss, records
+            step, inputs, targets, before, logs, observer, statistics, passed, loss, records
         )
         if math.isfinite(loss):
             self._clip(update)
         elif self.audit is not None:
             update.audited = dict.fromkeys(self.audit.counts, _NO_GRADIENT)
-        self.tracker.updated(loss, update.report.norm_pre, update.report.coef)
         return update
 
     def _clip(self, update: _Update) -> None:
@@ -227,66 +274,163 @@ class Training:
         if update.observation is not None:
             update.observation.clipped()
 
+    def _is_usable(self, update: _Update) -> bool:
+        """Whether a step can be made; what is not finite is put aside, if that is no end."""
+        report, progress = update.report, self.progress
+        if report.finite and report.norm_pre <= self.nonfinite.bound:
+            progress.in_a_row = 0
+            return True
+        self._forget_forward(update)
+        if not self.nonfinite.lets_pass(progress.in_a_row):
+            return False
+        progress.in_a_row += 1
+        progress.nonfinite += 1
+        if progress.nonfinite <= TOLD:
+            log.warning(
+                "step %d: %s; goes on (%s)",
+                update.step,
+                self._locate(update),
+                self.nonfinite.policy,
+            )
+        update.passed = update.passed._replace(state=progress.state)
+        update.records, update.observation = {}, None
+        steps = self.nonfinite.replace_gradient_(self.model)
+        post = total_norm([p.grad for p in self.parameters if p.grad is not None]) if steps else 0.0
+        update.report = replace(report, norm_post=post, skipped=not steps)
+        return True
+
+    @torch.no_grad()
+    def _forget_forward(self, update: _Update) -> None:
+        """Puts statistics, as batch norm's, where they were before the forward pass."""
+        buffers, extra = update.statistics
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        for part, state in extra:
+            part.set_extra_state(state)
+
     def _apply(self, update: _Update) -> None:
-        """The optimiser's step."""
-        if not update.report.skipped:
+        """The optimiser's step, and what is kept of the update."""
+        report, progress = update.report, self.progress
+        if not report.skipped:
             self.optimizer.step()
+        self.tracker.updated(update.loss, report.norm_pre, report.coef)
         if update.observation is not None:
             self.tracker.measured(update.step, update.observation.updated())
+        progress.step, progress.loss = update.step, update.loss
+        progress.state = update.passed.state
+        progress.clipped += report.clipped
+        progress.skipped += report.skipped and report.finite
+        if update.logs:
+            self.tracker.recorded(update.step, update.records)
+            progress.row = self._row(update)
         # what was only there to be measured would stay in memory while the next step runs
         update.observation = None
         update.records = {name: layer.norms_only() for name, layer in update.records.items()}
-        self.progress.step = update.step
-        self.progress.clipped += update.report.clipped
-        self.progress.skipped += update.report.skipped
 
-    def _conclude(self, update: _Update) -> bool:
-        """Evaluates if it is time to; whether the run ends here."""
-        progress = self.progress
+    def _conclude(self) -> None:
+        """The evaluation that is owed, the row of metrics that waits for it, a checkpoint."""
+        progress, best = self.progress, False
         if self.should_stop():
             self._status = "interrupted"
-            update.evaluates = False
-        if update.evaluates:
-            progress.evaluation = scores = self._evaluate()
-            if progress.solved_at is None and self.task.solved(scores["loss"], scores["accuracy"]):
-                progress.solved_at = update.step
-            if not math.isfinite(scores["loss"]):
-                self._status = "diverged"
-                self._reason = f"evaluation after step {update.step}: {self._locate(update)}"
-        solved = self.stop_when_solved and progress.solved_at is not None
-        return self._status != "completed" or solved or update.step == self.steps
+            return
+        if self._evaluates(progress.step) and progress.row is not None:
+            scores = self._evaluate()
+            if scores is None:
+                self._status = "interrupted"
+                return
+            best = scores["loss"] < progress.best
+            self._judge(scores)
+            progress.row |= {f"eval_{name}": score for name, score in scores.items()}
+        if progress.row is not None:
+            self.tracker.log(progress.row)
+            progress.row = None
+        if self.saver is not None and progress.reason is None:
+            # what a step owes to being the last is not to be in a run that is made longer
+            last_but_one = progress.step == self.steps - 1 and self.steps % self.eval_every != 0
+            self.saver.after_update(self, best=best, now=last_but_one)
 
-    def _evaluate(self) -> dict[str, float]:
-        scores = evaluate(self.model, self.task, self.eval_size)
+    def _evaluate(self) -> dict[str, float] | None:
+        """Scores at all lengths; ``None`` if the run is to stop before they are there."""
+        scores = evaluate(self.model, self.task, self.eval_size, self.should_stop)
         for length, there in self.elsewhere.items():
-            at_length = evaluate(self.model, there, self.eval_size)
+            at_length = evaluate(self.model, there, self.eval_size, self.should_stop)
+            if scores is None or at_length is None:
+                return None
             scores |= {f"{name}_at_{length}": value for name, value in at_length.items()}
         return scores
 
+    def _judge(self, scores: dict[str, float]) -> None:
+        """What an evaluation means for the run."""
+        progress = self.progress
+        progress.evaluation, loss = scores, scores["loss"]
+        if progress.solved_at is None and self.task.solved(loss, scores["accuracy"]):
+            progress.solved_at = progress.step
+        if loss < progress.best:
+            progress.best = loss
+        if not math.isfinite(loss):
+            found = self._locate_in_evaluation()
+            if self.nonfinite.policy == "stop":
+                progress.reason = f"evaluation after step {progress.step}: {found}"
+            else:
+                log.warning("evaluation after step %d: %s; goes on", progress.step, found)
+
     def _stop_at(self, update: _Update) -> None:
-        """Ends the run at an update that cannot be made."""
-        self._status = "diverged"
-        found = self._locate(update, "")
+        """Ends the run at an update that cannot be made; the state before it is saved."""
+        if self.saver is not None:
+            self.saver.end(self)
+        progress = self.progress
+        before, progress.loss = progress.in_a_row, update.loss
+        progress.nonfinite += 1
+        progress.reason = f"step {update.step}: {self._locate(update)}"
+        if before:
+            progress.reason += f" (and the {before} updates before were not finite either)"
+        update.records = {}
+        self.tracker.updated(update.loss, update.report.norm_pre, update.report.coef)
+        self.tracker.log(self._row(update))
+
+    def _locate(self, update: _Update) -> str:
+        found = locate_nonfinite(
+            self.model, self.task, update.inputs, update.targets, update.before
+        )
+        if not found and update.report.finite:
+            return f"the gradient's norm is {update.report.norm_pre:.3g}"
         if not found and math.isfinite(update.loss):
-            found = "the gradient of the penalty is not finite, while that of the loss is"
-        self._reason = f"step {update.step}: {found or _NOWHERE}"
-        update.evaluates, update.records = False, {}
-        self._log(update)
+            return "the gradient of the penalty is not finite, while that of the loss is"
+        return found or _NOWHERE
 
-    def _locate(self, update: _Update, otherwise: str = _NOWHERE) -> str:
-        batch = (update.inputs, update.targets, update.before)
-        return locate_nonfinite(self.model, self.task, *batch) or otherwise
+    def _locate_in_evaluation(self) -> str:
+        batch = self.task.evaluation_batch(0, min(EVALUATION_CHUNK, self.eval_size))
+        device = self.parameters[0].device
+        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
+        return locate_nonfinite(self.model, self.task, inputs, targets) or _NOWHERE
 
-    def _log(self, update: _Update) -> float:
-        """Leaves a row of metrics and what was recorded; the batch's accuracy."""
+    def _row(self, update: _Update) -> dict[str, float]:
+        """What metrics.csv has of an update, but for its evaluation."""
+        report = update.report
         accuracy = self.task.accuracy(update.passed.outputs, update.targets).item()
-        row = _row(update, accuracy, self.optimizer.param_groups[0]["lr"])
-        if update.evaluates:
-            row |= {f"eval_{name}": score for name, score in self.progress.evaluation.items()}
-        self.tracker.log(row, update.records if update.logs else {})
-        return accuracy
+        row = {
+            "step": update.step,
+            "loss": update.loss,
+            "accuracy": accuracy,
+            "grad_norm_pre": report.norm_pre,
+            "grad_norm_post": report.norm_post,
+            "clip_coef": report.coef,
+            "clipped": int(report.clipped),
+            "skipped": int(report.skipped),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        for column, value in (("clip_threshold", report.threshold), ("penalty", update.penalty)):
+            if math.isfinite(value):  # else the run has none
+                row[column] = value
+        for label, other in update.audited.items():
+            row |= {
+                f"audit_{label}_clipped": int(other.clipped),
+                f"audit_{label}_coef": other.coef,
+            }
+        return row
 
-    def _result(self) -> Result:
+    def result(self) -> Result:
+        """How far the run has come, and how it ended if it has."""
         progress = self.progress
         scores, done = progress.evaluation, max(progress.step, 1)
         return Result(
@@ -298,6 +442,7 @@ class Training:
             solved_at=progress.solved_at,
             clip_fraction=progress.clipped / done,
             skip_fraction=progress.skipped / done,
+            nonfinite=progress.nonfinite,
             eval_at={
                 str(length): {name: scores[f"{name}_at_{length}"] for name in ("loss", "accuracy")}
                 for length in (self.elsewhere if scores else ())
@@ -306,19 +451,30 @@ class Training:
                 label: {"clip_fraction": count.fraction, "mean_coef": count.mean_coef}
                 for label, count in ({} if self.audit is None else self.audit.counts).items()
             },
-            reason=self._reason,
+            planned_steps=self.steps,
+            reason=progress.reason,
         )
 
 
 @torch.no_grad()
-def evaluate(model: SequenceModel, task: Task, size: int) -> dict[str, float]:
-    """Mean ``loss`` and ``accuracy`` over ``size`` sequences, the same ones for every seed."""
+def evaluate(
+    model: SequenceModel,
+    task: Task,
+    size: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Mean ``loss`` and ``accuracy`` over ``size`` sequences, the same ones for every seed.
+
+    ``None`` if it was to stop, which is asked before every ``EVALUATION_CHUNK`` of them.
+    """
     device = next(model.parameters()).device
     totals = {"loss": 0.0, "accuracy": 0.0}
     training, state = model.training, None
     model.eval()
     try:
         for index, start in enumerate(range(0, size, EVALUATION_CHUNK)):
+            if should_stop():
+                return None
             chunk = min(EVALUATION_CHUNK, size - start)
             batch = task.evaluation_batch(index, chunk)
             inputs, targets = batch.inputs.to(device), batch.targets.to(device)
@@ -329,41 +485,6 @@ def evaluate(model: SequenceModel, task: Task, size: int) -> dict[str, float]:
     finally:
         model.train(training)
     return {name: total / size for name, total in totals.items()}
-
-
-def locate_nonfinite(
-    model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor, state: Any = None
-) -> str:
-    """What is not finite when this batch is run, and at which time step it first shows.
-
-    Nothing, if everything is finite. Forward, the first step is the earliest; backward, the latest.
-    """
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            return f"parameter {name} is not finite"
-    with torch.no_grad():
-        outputs, hidden, _ = model(inputs, state)
-        where = f"hidden state of the last layer ({hidden.shape[-1]} units)"
-        if (t := _first_nonfinite(hidden)) is not None:
-            return f"{where} is not finite from t = {t} of {len(hidden)} on"
-        if not outputs.isfinite().all():
-            return "the read-out's output is not finite while every hidden state is"
-        if not (loss := task.loss(outputs, targets)).isfinite():
-            return f"the loss is {loss.item()} while every output is finite"
-    model.zero_grad()
-    with record(model) as tape:
-        task.loss(model(inputs, state).outputs, targets).backward()
-    named = [n for n, p in model.named_parameters() if p.grad is not None]
-    bad = [n for n in named if not model.get_parameter(n).grad.isfinite().all()]  # type: ignore[union-attr]
-    steps = []
-    for name in tape:
-        back_in_time = tape[name].hidden_norm.flip(0).unsqueeze(-1)
-        if (k := _first_nonfinite(back_in_time)) is not None:
-            t = len(back_in_time) - 1 - k
-            steps.append(f"going back, ∂L/∂h_t of {name} is not finite from t = {t} on")
-    if not bad:
-        return ""
-    return "; ".join([f"gradient of {', '.join(bad)} is not finite", *steps])
 
 
 def _backward(
@@ -424,34 +545,3 @@ def _on_schedule(step: int, every: int, per_decade: int | None) -> bool:
 
 class _NonFiniteLoss(Exception):
     """Leaves a ``record`` block without a backward."""
-
-
-def _row(update: _Update, accuracy: float, rate: float) -> dict[str, float]:
-    """What metrics.csv has of an update, but for its evaluation."""
-    report = update.report
-    row = {
-        "step": update.step,
-        "loss": update.loss,
-        "accuracy": accuracy,
-        "grad_norm_pre": report.norm_pre,
-        "grad_norm_post": report.norm_post,
-        "clip_coef": report.coef,
-        "clipped": int(report.clipped),
-        "skipped": int(report.skipped),
-        "lr": rate,
-    }
-    for column, value in (("clip_threshold", report.threshold), ("penalty", update.penalty)):
-        if math.isfinite(value):  # else the run has none
-            row[column] = value
-    for label, other in update.audited.items():
-        row |= {
-            f"audit_{label}_clipped": int(other.clipped),
-            f"audit_{label}_coef": other.coef,
-        }
-    return row
-
-
-def _first_nonfinite(values: Tensor) -> int | None:
-    """The first index of ``values [T, ...]`` that holds a value that is not finite."""
-    bad = (~values.isfinite()).flatten(1).any(1).nonzero()
-    return int(bad[0]) if len(bad) else None

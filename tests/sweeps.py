@@ -88,7 +88,8 @@ def make_run(
                 row |= {"eval_loss": loss, "eval_accuracy": 0.5}
             if measures and not np.isnan(loss):
                 tracker.measured(step, quantities(cell))
-            tracker.log(row, {} if np.isnan(loss) else records(cell))
+            tracker.recorded(step, {} if np.isnan(loss) else records(cell))
+            tracker.log(row)
         final = loss_at(last, cell, seed, lr)
         result = Result(
             status="diverged" if diverges else "completed",

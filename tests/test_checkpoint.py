@@ -26,13 +26,12 @@ from rnngrad.checkpoint import (
     STATE,
     TENSORS,
     AsyncCheckpointer,
-    NothingUsable,
     best_step,
     load,
     rewind,
     save,
 )
-from rnngrad.parts import InputError
+from rnngrad.parts import InputError, NothingUsable
 from tests.faults import (
     Faults,
     PowerCut,

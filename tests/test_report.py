@@ -107,7 +107,9 @@ def written_files(
                     row |= {column: 0.25 for column in columns}
                     if step % EVERY == 0:
                         row["eval_loss"] = level[step - 1]
-                    tracker.log(row, {f"rnn.{layer}": layer_record() for layer in layers})
+                    records = {f"rnn.{layer}": layer_record() for layer in layers}
+                    tracker.recorded(step, records)
+                    tracker.log(row)
                     if measures:
                         tracker.measured(step, measured(rng))
             audit = {"agc": {"clip_fraction": 0.25, "mean_coef": 0.5}} if measures else {}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars, text
@@ -58,54 +59,67 @@ class Board:
         directory: Of the run, which already holds its other files.
         chance_loss: The task's.
         settings: The configuration, for the table of runs and as text.
+        again: The run goes on, and has an event file already. This is a new one beside it.
     """
 
     def __init__(
-        self, directory: Path, chance_loss: float, settings: Mapping[str, Any] | None = None
+        self,
+        directory: Path,
+        chance_loss: float,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        again: bool = False,
     ) -> None:
         self._directory = directory
         self._chance_loss = chance_loss
         self._settings = settings
         self._noise = NoiseScale()
         self._writer = FileWriter(str(directory), flush_secs=5)
-        self._writer.add_summary(custom_scalars(LAYOUT))
-        if settings is not None:
-            self._writer.add_summary(session_start(settings))
-            self._writer.add_summary(text("config", config_text(settings)), 0)
         self._clock = (0, time.perf_counter())
+        if again:
+            self._go_on()
+        else:
+            self._writer.add_summary(custom_scalars(LAYOUT))
+            if settings is not None:
+                self._writer.add_summary(session_start(settings))
+                self._writer.add_summary(text("config", config_text(settings)), 0)
         self._drawn = 0
         self._drawn_at, self._drawing = self._clock[1], 0.02  # s; until it is known a guess
 
-    def log(
+    def recorded(
         self,
-        row: Mapping[str, float],
+        step: int,
         profiles: Mapping[str, Mapping[str, Floats]],
         clipped: Mapping[str, float],
     ) -> None:
-        """One row of metrics.csv with each layer's profiles.
+        """Each layer's profiles at a step.
 
         Args:
-            row: Its columns.
+            step: Counted from 1.
             profiles: By layer and quantity, of which ``hidden`` is shown.
             clipped: Fraction that ``bptt_clip`` has clipped, by layer.
         """
-        step = int(row["step"])
-        scalars = {tag(column): value for column, value in row.items() if column != "step"}
-        if "eval_loss" in row:
-            scalars["loss/chance"] = self._chance_loss
-        scalars |= {f"bptt_clip/{layer}": fraction for layer, fraction in clipped.items()}
+        scalars = {f"bptt_clip/{layer}": fraction for layer, fraction in clipped.items()}
         for layer, kinds in profiles.items():
             scalars |= of_profile(layer, kinds["hidden"])
-        last_step, last_time = self._clock
-        self._clock = (step, time.perf_counter())
-        milliseconds = 1e3 * (self._clock[1] - last_time) / max(1, step - last_step)
-        scalars["time/step_ms"] = milliseconds
         shapes = {layer: histogram(kinds["hidden"]) for layer, kinds in profiles.items()}
         values = [
             Summary.Value(tag=f"bptt_hidden_pre_clip/{layer}_over_t_log10_plus_12", histo=h)
             for layer, h in shapes.items()
         ]
         self._add([*_values(scalars), *values], step)
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """One row of metrics.csv."""
+        step = int(row["step"])
+        scalars = {tag(column): value for column, value in row.items() if column != "step"}
+        if "eval_loss" in row:
+            scalars["loss/chance"] = self._chance_loss
+        last_step, last_time = self._clock
+        self._clock = (step, time.perf_counter())
+        milliseconds = 1e3 * (self._clock[1] - last_time) / max(1, step - last_step)
+        scalars["time/step_ms"] = milliseconds
+        self._add(_values(scalars), step)
         rested = self._clock[1] - self._drawn_at > self._drawing / SHARE
         if "eval_loss" in row and step >= GROWTH * self._drawn and rested:
             self._draw(step)
@@ -113,6 +127,10 @@ class Board:
     def measured(self, step: int, quantities: Mapping[str, Any]) -> None:
         """What was measured at a step, as ``Tracker.measured`` takes it."""
         self._add(_values(of_measures(quantities) | self._noise.add(quantities)), step)
+
+    def flush(self) -> None:
+        """Hands everything so far to the system."""
+        self._writer.flush()
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Draws the whole run, says how it ended, and ends the file.
@@ -130,6 +148,18 @@ class Board:
         if self._settings is not None and end is not None:
             self._writer.add_summary(end)
         self._writer.close()
+
+    def _go_on(self) -> None:
+        """What the run's beginning left, and a word to a TensorBoard that has seen more of it."""
+        run = Run(self._directory)
+        step = len(run.updates["step"])
+        measures = run.measures
+        for row in range(len(measures.get("step", ()))):
+            self._noise.add({name: values[row] for name, values in measures.items()})
+        # it forgets what it has read of this step and later ones
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(step=step + 1, session_log=start))
+        self._clock = (step, time.perf_counter())
 
     def _draw(self, step: int) -> None:
         """Every field so far, one picture a layer and quantity."""

@@ -20,6 +20,7 @@ from rnngrad import __version__
 from rnngrad.bptt import LayerRecord
 from rnngrad.model import layer_key
 from rnngrad.norms import log10_mean, log10_rms
+from rnngrad.parts import NothingUsable
 from rnngrad.runs import (
     BPTT,
     BPTT_LAYOUT,
@@ -33,13 +34,16 @@ from rnngrad.runs import (
 )
 from rnngrad.tracking.board import Board
 
+_DATA = (METRICS, BPTT, MEASURES, UPDATES)
+"""What is appended to, and cut back when a run goes on from a checkpoint."""
+
 
 @dataclass(frozen=True)
 class Result:
     """How a run ended; the names and meanings are those of summary.json.
 
     Args:
-        status: ``completed``, ``diverged`` or ``interrupted``.
+        status: ``completed``, ``diverged`` or ``interrupted``; ``running`` until then.
         steps: Updates done.
         loss: Of the last batch, before its update.
         eval_loss: Of the last evaluation, if there was one.
@@ -47,8 +51,10 @@ class Result:
         solved_at: Updates done at the first evaluation that met the task's rule.
         clip_fraction: Of all updates.
         skip_fraction: Of all updates, those that a clip rule has left out.
+        nonfinite: Updates whose loss or gradient was not finite: left out, or replaced.
         eval_at: ``loss`` and ``accuracy`` of the last evaluation at other lengths, by length.
         clip_audit: How often and how hard each audited rule would have clipped, by rule.
+        planned_steps: Updates at most, as the run was last told.
         reason: What went wrong, and where.
     """
 
@@ -60,23 +66,30 @@ class Result:
     solved_at: int | None
     clip_fraction: float
     skip_fraction: float = 0.0
+    nonfinite: int = 0
     eval_at: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     clip_audit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    planned_steps: int | None = None
     reason: str | None = None
 
 
 class Tracker:
-    """Writes one run's files.
+    """Writes one run's files, from the beginning or from where a checkpoint was taken.
 
     Args:
-        directory: Of the run; files of an earlier attempt are replaced.
+        directory: Of the run.
         chance_loss: The task's.
         time_steps: ``T`` of the longest sequence: shorter ones are recorded with NaN at the end.
         columns: Of metrics.csv, beside those that every run has.
         settings: The configuration, nested plain values, for TensorBoard: its text, and a line of
             the table of runs, which runs that differ in ``seed`` alone share. ``None``: neither.
+        position: What ``position`` returned: the files go on from there, and what was written later
+            is cut off. ``None``: the files of an earlier attempt are removed.
 
-    Leaving its ``with`` block closes the files; a run that was not finished by then has failed.
+    Its ``with`` block opens and closes the files; a run that was not finished by then has failed.
+
+    Raises:
+        NothingUsable: A file does not reach as far as ``position``, or is another one.
     """
 
     def __init__(
@@ -86,6 +99,7 @@ class Tracker:
         time_steps: int,
         columns: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
+        position: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = Path(directory)
         self._time_steps = time_steps
@@ -99,27 +113,46 @@ class Tracker:
             "solved_at": None,
             "clip_fraction": None,
             "skip_fraction": None,
+            "nonfinite": 0,
             "bptt_clip_fraction": None,
             "eval_at": {},
             "clip_audit": {},
             "verdict": None,
             "diagnosis": None,
+            "planned_steps": None,
             "reason": None,
             "rnngrad": __version__,
             "torch": torch.__version__,
         }
-        self._clear()
+        self._columns = [*COLUMNS, *columns]
+        self._settings = settings
+        self._position = position
+        if position is not None:
+            self._check(position)
+
+    def __enter__(self) -> Tracker:
+        """Opens the files."""
+        position, again = self._position, self._position is not None
+        if position is None:
+            self._clear()
+            position = {"layout": None, "measured": None, "clipped": [0.0, 0]}
+        else:
+            _cut_back(self.directory, position["files"])
+        self._layout: dict[str, Any] | None = position["layout"]
+        self._measured: dict[str, int | None] | None = position["measured"]
+        self._clipped_sum, self._clipped_count = position["clipped"]
+        """Of the fractions that ``bptt_clip`` has clipped, by logged step and layer."""
         self._write_summary()
-        self._metrics: IO[str] = (self.directory / METRICS).open("w", encoding="utf-8", newline="")
-        self._csv = csv.DictWriter(self._metrics, [*COLUMNS, *columns], lineterminator="\n")
-        self._csv.writeheader()
-        self._bptt = (self.directory / BPTT).open("wb")
-        self._layout: dict[str, Any] | None = None
-        self._measures = (self.directory / MEASURES).open("wb")
-        self._measured: dict[str, int | None] | None = None
-        self._updates = (self.directory / UPDATES).open("wb")
-        self._board = Board(self.directory, chance_loss, settings)
-        self._within: list[float] = []
+        self._metrics: IO[str] = (self.directory / METRICS).open("a", encoding="utf-8", newline="")
+        self._csv = csv.DictWriter(self._metrics, self._columns, lineterminator="\n")
+        if not again:
+            self._csv.writeheader()
+        self._bptt = (self.directory / BPTT).open("ab")
+        self._measures = (self.directory / MEASURES).open("ab")
+        self._updates = (self.directory / UPDATES).open("ab")
+        chance = self._summary["chance_loss"]
+        self._board = Board(self.directory, chance, self._settings, again=again)
+        return self
 
     def updated(self, loss: float, grad_norm_pre: float, clip_coef: float) -> None:
         """One update, logged or not."""
@@ -139,37 +172,61 @@ class Tracker:
         self._measures.flush()
         self._board.measured(step, quantities)
 
-    def log(self, row: Mapping[str, float], records: Mapping[str, LayerRecord]) -> None:
-        """One row of metrics.csv, and the recorded gradients if there are any."""
-        step = int(row["step"])
-        self._csv.writerow(row)
-        self._metrics.flush()
-        self._updates.flush()
+    def recorded(self, step: int, records: Mapping[str, LayerRecord]) -> None:
+        """The gradient through time at a step, if it was recorded."""
         profiles = {layer_key(name): profile(layer) for name, layer in records.items()}
-        if profiles:
-            self._append(profiles, step)
+        if not profiles:
+            return
+        self._append(profiles, step)
         clipped = {
             key: float(np.nanmean(kinds["clipped"]))
             for key, kinds in profiles.items()
             if "clipped" in kinds
         }
-        self._within += clipped.values()
-        self._board.log(row, profiles, clipped)
+        self._clipped_sum += math.fsum(clipped.values())
+        self._clipped_count += len(clipped)
+        self._board.recorded(step, profiles, clipped)
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """One row of metrics.csv."""
+        self._csv.writerow(row)
+        self._metrics.flush()
+        self._updates.flush()
+        self._board.log(row)
 
     def finish(self, result: Result) -> None:
-        """How the run ended."""
+        """How the run ended, or how far it has come if it is ``running``."""
         self._summary |= asdict(result)
-        if self._within:
-            self._summary["bptt_clip_fraction"] = float(np.mean(self._within))
+        if self._clipped_count:
+            self._summary["bptt_clip_fraction"] = self._clipped_sum / self._clipped_count
         self._write_summary()
+
+    def position(self) -> dict[str, Any]:
+        """Where the files end, as plain values: a ``Tracker`` can go on from there."""
+        for file in self._files:
+            file.flush()
+        self._board.flush()
+        paths = [*(Path(file.name) for file in self._files), *_event_files(self.directory)]
+        return {
+            "files": {path.name: path.stat().st_size for path in paths},
+            "layout": self._layout,
+            "measured": self._measured,
+            "clipped": [self._clipped_sum, self._clipped_count],
+        }
+
+    def sync(self) -> None:
+        """Makes what has been written so far outlive a power cut; from any thread."""
+        for file in self._files:
+            os.fsync(file.fileno())
+
+    @property
+    def _files(self) -> tuple[IO[Any], ...]:
+        return self._metrics, self._bptt, self._measures, self._updates
 
     def diagnosed(self, diagnosis: Mapping[str, Any]) -> None:
         """What is wrong with the run, in plain values: ``Diagnosis.as_dict()``."""
         self._summary |= {"verdict": diagnosis["verdict"], "diagnosis": diagnosis}
         self._write_summary()
-
-    def __enter__(self) -> Tracker:
-        return self
 
     def __exit__(
         self,
@@ -178,12 +235,18 @@ class Tracker:
         traceback: TracebackType | None,
     ) -> None:
         if self._summary["status"] == "running":
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self._summary |= {"status": status, "reason": repr(error)}
-        for file in (self._metrics, self._bptt, self._measures, self._updates):
-            file.close()
-        self._write_summary()
-        self._board.close(self._summary)
+            if isinstance(error, KeyboardInterrupt):
+                self._summary["status"] = "interrupted"
+            else:
+                self._summary |= {"status": "failed", "reason": repr(error)}
+        try:
+            for file in self._files:
+                file.close()
+            self._write_summary()
+            self._board.close(self._summary)
+        except OSError:
+            if error is None:  # else what is on its way matters more, and the disk may be full
+                raise
 
     def _append(self, profiles: dict[str, dict[str, Floats]], step: int) -> None:
         rows = [values for kinds in profiles.values() for values in kinds.values()]
@@ -204,12 +267,29 @@ class Tracker:
         self._bptt.write(np.float64(step).tobytes() + padded.tobytes())
         self._bptt.flush()
 
+    def _check(self, position: Mapping[str, Any]) -> None:
+        """That the files are there, are this run's, and reach as far."""
+        if set(position) != {"files", "layout", "measured", "clipped"}:
+            raise NothingUsable(f"{self.directory}: the checkpoint does not say where files end")
+        for name in _DATA:
+            path, size = self.directory / name, position["files"].get(name)
+            if path.is_symlink() or not path.is_file():
+                raise NothingUsable(f"{path}: is missing, or not a file")
+            if not isinstance(size, int) or path.stat().st_size < size:
+                there = path.stat().st_size
+                raise NothingUsable(f"{path}: has {there} of the {size} bytes that it had")
+        header = ",".join(self._columns) + "\n"
+        with (self.directory / METRICS).open(
+            encoding="utf-8", errors="replace", newline=""
+        ) as file:
+            if file.readline(len(header) + 1) != header:
+                raise NothingUsable(f"{file.name}: its columns are not this run's")
+
     def _clear(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        mine = (METRICS, BPTT_LAYOUT, BPTT, MEASURES_LAYOUT, MEASURES, UPDATES)
-        for pattern in (*mine, "events.out.tfevents.*"):
-            for path in self.directory.glob(pattern):
-                path.unlink()
+        mine = (*_DATA, BPTT_LAYOUT, MEASURES_LAYOUT)
+        for path in (*(self.directory / name for name in mine), *_event_files(self.directory)):
+            path.unlink(missing_ok=True)
 
     def _write_summary(self) -> None:
         text = json.dumps(_finite(self._summary), indent=2, allow_nan=False)
@@ -226,6 +306,22 @@ def profile(layer: LayerRecord) -> dict[str, Floats]:
     if layer.clipped is not None:
         kinds["clipped"] = layer.clipped.mean(1).numpy()
     return kinds
+
+
+def _event_files(directory: Path) -> list[Path]:
+    """TensorBoard's, in the order in which it reads them."""
+    return sorted(directory.glob("events.out.tfevents.*"))
+
+
+def _cut_back(directory: Path, sizes: Mapping[str, int]) -> None:
+    """Has every file end where it did."""
+    for name in _DATA:
+        os.truncate(directory / name, sizes[name])
+    for path in _event_files(directory):  # a view of the others: a lost one is no loss
+        if path.name not in sizes or path.is_symlink():
+            path.unlink()
+        elif sizes[path.name] < path.stat().st_size:
+            os.truncate(path, sizes[path.name])
 
 
 def _finite(value: Any) -> Any:
