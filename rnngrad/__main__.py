@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
 import sys
 import tempfile
-import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from rnngrad.explain import explain
 from rnngrad.launcher import InUse, lock_directory, plain, register_run_name
-from rnngrad.parts import MISSING, InputError
+from rnngrad.parts import MISSING, InputError, NothingUsable
+from rnngrad.resume import (
+    CHECKPOINTS,
+    checkpoint_of,
+    has_checkpoints,
+    more_steps,
+    refuse_other_overrides,
+    stored_config,
+)
 from rnngrad.runs import SUMMARY, Run, table
+from rnngrad.signals import Interrupted, Signals
+
+if TYPE_CHECKING:
+    from rnngrad.checkpoint import Loaded
+    from rnngrad.config import Experiment
+    from rnngrad.tracking import Result, Tracker
+    from rnngrad.training import Training
 
 DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
 """Exit codes; a signal's is 128 and its number."""
@@ -46,6 +62,8 @@ def run_command() -> int:
     """Hydra's app with its errors in one line each, and an exit code for every way to end."""
     register_run_name()
     try:
+        if (directory := _resumed()) is not None:
+            return resume(directory, sys.argv[1:])
         _arguments()
         with tempfile.TemporaryDirectory() as folder:
             ledger = Path(folder, "outcomes")
@@ -65,6 +83,22 @@ def run_command() -> int:
         return _refuse(error, sys.argv[1:])
     sweep = outcomes[0][2] if outcomes else ""  # none ran: --cfg, --info
     return _conclude([(int(code), Path(path)) for code, path, _ in outcomes], sweep)
+
+
+def _resumed() -> Path | None:
+    """Takes ``resume=DIR`` off the command line: a path that Hydra need not be able to read."""
+    given = [argument for argument in sys.argv[1:] if re.match("[+~]*resume=", argument)]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in given]
+    paths = [argument.partition("=")[2] for argument in given]
+    if not paths or paths == ["null"]:
+        return None
+    if len(paths) > 1 or given[0][0] in "+~":
+        raise InputError(given[-1], MISSING, "one run goes on at a time: rnngrad resume=DIR")
+    if options := [argument for argument in sys.argv[1:] if argument.startswith("-")]:
+        raise InputError("resume", paths[0], f"{options[0]} cannot stand beside it")
+    if not paths[0]:
+        raise InputError("resume", "", "must be the directory of a run")
+    return Path(paths[0]).expanduser().absolute()
 
 
 def _arguments() -> None:
@@ -97,15 +131,15 @@ def job(config: DictConfig) -> float:
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
     sweep = settings.sweep.dir if settings.mode == RunMode.MULTIRUN else ""
-    code, objective = FAILED, float("inf")
-    try:
-        code, objective = _run(config, directory)
-    except (InputError, InUse) as error:
-        code = _refuse(error, [])
-    except Exception as error:
-        log.error(traceback.format_exc())
-        reason = f"failed: {type(error).__name__}: {error}".splitlines()[0]
-        _say(f"{reason} (traceback in {directory / 'rnngrad.log'})")
+
+    def run() -> tuple[int, float]:
+        from rnngrad.config import load_plugins
+
+        values = plain(config)
+        load_plugins(values, settings.overrides.task)
+        return _run(values, directory)
+
+    code, objective = _guarded(run, directory)
     with open(os.environ[OUTCOMES], "a", encoding="utf-8") as ledger:
         ledger.write(f"{code}\t{directory}\t{sweep}\n")
     if code > 128 and settings.mode == RunMode.MULTIRUN:
@@ -113,71 +147,191 @@ def job(config: DictConfig) -> float:
     return objective
 
 
-def _run(config: DictConfig, directory: Path) -> tuple[int, float]:
-    """Exit code and objective of a run whose configuration and directory were checked."""
-    from rnngrad.clipping import ClipAudit, Clipper
-    from rnngrad.config import experiment, load_plugins
-    from rnngrad.diagnosis import diagnose_run
-    from rnngrad.model import build_model
-    from rnngrad.tracking import Tracker
-    from rnngrad.training import Training
+def resume(directory: Path, overrides: list[str]) -> int:
+    """Goes on with the run in a directory; the exit code.
 
-    values = plain(config)
-    load_plugins(values, HydraConfig.get().overrides.task)
+    Args:
+        directory: Of the run; its configuration is taken from there.
+        overrides: What may stand beside: ``trainer.steps``, ``strict``, ``plugins``.
+    """
+    from rnngrad.config import experiment, load_plugins
+
+    values = stored_config(directory)
+    given = _given(overrides)
+    named = given.pop("plugins", [])
+    if values.get("plugins") and not named:
+        allowed = "what is stored is not imported; type plugins=[...] again"
+        raise InputError("plugins", values["plugins"], allowed)
+    load_plugins({"plugins": named}, overrides)
+    steps = given.pop("trainer.steps", None)
+    values["strict"] = given.pop("strict", False)
+    experiment(values)
+    refuse_other_overrides(given, values, directory)
+    if steps is not None:
+        values["trainer"] = values["trainer"] | {"steps": steps}
+        steps = experiment(values).trainer.steps
+
+    def run() -> tuple[int, float]:
+        return _run(values, directory, again=True, steps=steps)
+
+    with _logging_to(directory / "rnngrad.log"):
+        code, _ = _guarded(run, directory)
+    return code if code in (BAD_INPUT, IN_USE) else _conclude([(code, directory)], "")
+
+
+def _given(overrides: list[str]) -> dict[str, Any]:
+    """Keys and values of the overrides beside ``resume=``, read as Hydra reads them."""
+    given: dict[str, Any] = {}
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.get_key_element()
+        if not re.fullmatch(r"\w[\w.]*", key) or override.is_sweep_override() or key in given:
+            raise InputError(str(override.input_line), MISSING, "cannot stand beside resume=")
+        given[key] = override.value()
+    return given
+
+
+def _run(
+    values: dict[str, Any],
+    directory: Path,
+    *,
+    again: bool = False,
+    steps: int | None = None,
+) -> tuple[int, float]:
+    """Exit code and objective of a run whose configuration and directory were checked.
+
+    It goes on from its newest checkpoint, if it has any.
+
+    Args:
+        values: The configuration.
+        directory: Of the run.
+        again: There must be a checkpoint.
+        steps: What ``trainer.steps`` is to be raised to.
+    """
+    from rnngrad.config import experiment
+    from rnngrad.diagnosis import diagnose_run
+
     spec = experiment(values)
-    chance = spec.task.chance_loss
-    with lock_directory(directory):
-        done = _summary(directory)
-        if done.get("status") == "completed":
-            _say(f"{_short(directory)} is already completed; remove it to train again")
-            return DONE, done["eval_loss"]
-        general, trainer = spec.general, spec.trainer
-        model = build_model(
-            spec.cell,
-            spec.task,
-            spec.init,
-            general.seed,
-            trainer.recompute_segments,
-            spec.bptt_clip,
-        ).to(general.device)
-        named = list(model.named_parameters())
-        tracker = Tracker(directory, chance, spec.task.time_steps, spec.columns, values)
-        with tracker, _noticing_signals() as received:
-            result = Training(
-                model,
-                spec.task,
-                spec.optim.build(model.parameters()),
-                Clipper(spec.clip, named),
-                tracker,
-                seed=general.seed,
-                steps=trainer.steps,
-                batch_size=trainer.batch_size,
-                eval_every=trainer.eval_every,
-                eval_size=trainer.eval_size,
-                log_every=trainer.log_every,
-                log_per_decade=trainer.log_per_decade,
-                stop_when_solved=trainer.stop_when_solved,
-                eval_lengths=trainer.eval_lengths,
-                tbptt=trainer.tbptt,
-                regularizer=spec.regularizer,
-                nonlinearity=spec.nonlinearity,
-                audit=ClipAudit(spec.audited, named) if spec.audited else None,
-                observer=spec.observer(model),
-                learning_rate=lambda step: spec.optim.learning_rate(step, trainer.steps),
-                should_stop=lambda: bool(received),
-            ).run()
+    with Signals() as signals, lock_directory(directory):
+        before = _summary(directory)
+        planned = before.get("planned_steps")
+        planned = planned if isinstance(planned, int) else spec.trainer.steps
+        wanted = planned if steps is None else steps
+        more_steps(wanted, planned, spec.optim.learning_rate)
+        if before.get("status") == "completed" and wanted == planned:
+            hint = "trainer.steps=N goes on" if again else "remove it to train again"
+            _say(f"{_short(directory)} is already completed; {hint}")
+            return DONE, before["eval_loss"]
+        spec = replace(spec, trainer=replace(spec.trainer, steps=wanted))
+        loaded = None
+        if again or has_checkpoints(directory):
+            # what the last step owes to being the last is not in a run that is longer
+            off_schedule = wanted > planned and planned % spec.trainer.eval_every != 0
+            loaded = checkpoint_of(
+                directory,
+                spec.settings,
+                spec.general.device,
+                before=planned if off_schedule else None,
+                strict=values["strict"],
+                say=_say,
+            )
+        tracker, training = _training(spec, values, directory, signals, loaded)
+        with tracker:
+            result = training.run()
             tracker.finish(result)
             tracker.diagnosed(diagnose_run(Run(directory)).as_dict())
+    objective = 10 * spec.task.chance_loss
+    if result.status == "completed" and result.eval_loss is not None:
+        objective = result.eval_loss
+    return _outcome(training, result, directory, signals), objective
+
+
+def _training(
+    spec: Experiment,
+    values: dict[str, Any],
+    directory: Path,
+    signals: Signals,
+    loaded: Loaded | None,
+) -> tuple[Tracker, Training]:
+    """A run's tracker and training, from the beginning or from a checkpoint."""
+    from rnngrad.checkpoint import rewind
+    from rnngrad.saving import Saver
+    from rnngrad.snapshot import restore, seed_streams
+    from rnngrad.tracking import Tracker
+
+    tracker = Tracker(
+        directory,
+        spec.task.chance_loss,
+        spec.task.time_steps,
+        spec.columns,
+        values,
+        None if loaded is None else loaded.values.get("tracker", {}),
+    )
+    folder, trainer = directory / CHECKPOINTS, spec.trainer
+    saver = Saver(
+        folder,
+        every_steps=trainer.checkpoint_steps,
+        every_seconds=trainer.checkpoint_seconds,
+        keep=trainer.checkpoint_keep,
+        settings=spec.settings,
+    )
+    seed_streams(spec.general.seed)
+    training = spec.training(tracker, saver=saver, should_stop=signals)
+    if loaded is not None:
+        restore(training, loaded)
+        rewind(folder, loaded.step)  # before the files are cut: these would reach beyond them
+        _say(f"{_short(directory)} goes on after step {loaded.step}")
+    return tracker, training
+
+
+def _outcome(training: Training, result: Result, directory: Path, signals: Signals) -> int:
+    """Says what there is to say of a run's end; its exit code."""
+    name = _short(directory)
     if result.reason:
-        _say(f"{_short(directory)} {result.status}: {result.reason}")
+        _say(f"{name} {result.status}: {result.reason}")
+    failure = None if training.saver is None else training.saver.failure
     if result.status == "interrupted":
+        if failure is not None:
+            _say(f"{name} interrupted after step {result.steps}, and NOT saved: {failure}")
+            return FAILED
         _say(
-            f"{_short(directory)} interrupted after step {result.steps}; everything logged is kept"
+            f"{name} interrupted after step {result.steps} and saved: rnngrad resume={name} goes on"
         )
-        return 128 + received[0], 10 * chance
-    if result.status == "diverged":
-        return DIVERGED, 10 * chance
-    return DONE, 10 * chance if result.eval_loss is None else result.eval_loss
+    if signals.number is not None:  # also if the run was at its end: the sweep is not
+        return 128 + signals.number
+    return DIVERGED if result.status == "diverged" else DONE
+
+
+def _guarded(run: Callable[[], tuple[int, float]], directory: Path) -> tuple[int, float]:
+    """Exit code and objective of a run that may end in any way."""
+    try:
+        return run()
+    except (InputError, InUse, NothingUsable) as error:
+        return _refuse(error, []), math.inf
+    except Interrupted as error:
+        _say(f"{_short(directory)} interrupted before its first update: nothing is lost")
+        return 128 + error.number, math.inf
+    except Exception as error:
+        log.error(traceback.format_exc())
+        reason = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        _say(f"{reason} (traceback in {directory / 'rnngrad.log'})")
+        return FAILED, math.inf
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """The log of a run that Hydra did not start."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
 
 
 def _summary(directory: Path) -> dict[str, Any]:
@@ -193,7 +347,7 @@ def _refuse(error: Exception, overrides: list[str]) -> int:
     if isinstance(error, InUse):
         _say(str(error))
         return IN_USE
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | NothingUsable):
         _say(str(error))
     elif isinstance(error, OSError) and not isinstance(error, HydraException):
         where = error.filename or "the current directory"
@@ -234,31 +388,6 @@ def _tell(runs: list[Run], sweep: str) -> None:
         diagnosis = diagnose_run(runs[0])
         if diagnosis.in_trouble:
             print(diagnosis.text(), flush=True)
-
-
-@contextmanager
-def _noticing_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are put into the list, once; a second one acts as it did before."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python delivers signals to the main thread alone
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, notice)
-    try:
-        yield received
-    finally:
-        restore()
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
@@ -19,19 +20,27 @@ from rnngrad.bptt_clip import BPTT_CLIPS, BPTTClip
 from rnngrad.cells import CELLS, CellPart
 from rnngrad.cells.base import Unrolled
 from rnngrad.cells.rnn import RNNPart
-from rnngrad.clipping import CLIPS, Clip
+from rnngrad.clipping import CLIPS, Clip, ClipAudit, Clipper
 from rnngrad.init import INITS, Init
 from rnngrad.measure import MEASURES, Dynamics, Measure, Observer
 from rnngrad.model import SequenceModel, build_model
+from rnngrad.nonfinite import NonFinite
 from rnngrad.optim import OPTIMS, Optim
 from rnngrad.parts import COUNT, MISSING, InputError, Interval, Part, Registry, build, unknown_key
 from rnngrad.regularization import REGULARIZERS, SLOPES, Regularizer, recurrent_weights
+from rnngrad.saving import Saver
 from rnngrad.task import TASKS, Task
+from rnngrad.tracking import Tracker
+from rnngrad.training import Training
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group: registry
     for registry in (TASKS, CELLS, INITS, CLIPS, BPTT_CLIPS, REGULARIZERS, OPTIMS, MEASURES)
 }
+
+
+COMMAND = ("experiment", "plugins", "resume", "strict")
+"""Keys that are about the command and not the run."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,16 @@ class Trainer(Part):
             of back-propagation.
         recompute_segments: Parts of the sequence that are run again on the way back, to save
             memory.
+        checkpoint_every: Save a checkpoint every so many updates, or so much time: ``30s``,
+            ``5min``, ``2h``. The start, the best evaluation and the end are saved as well.
+            ``null``: only the start and the end, or where the run is interrupted.
+        checkpoint_keep: So many of the last checkpoints stay, at least 2, and the best; 0: all.
+        nonfinite: What becomes of an update whose loss or gradient is not finite. ``stop``: the run
+            ends, ``skip``: the update is left out, ``pascanu``: in its place the recurrent weights
+            shrink, by a gradient of ``0.02 W_hh`` with all others 0 (as in the code of Pascanu,
+            Mikolov & Bengio 2013).
+        nonfinite_patience: So many such updates in a row are let pass, and the next ends the run;
+            ``null``: all.
         clip_audit: Clip rules, by name or as ``{name: NAME, KEY: VALUE}``, that are shown every
             gradient and change none: how often and how hard would each have clipped?
     """
@@ -70,6 +89,10 @@ class Trainer(Part):
     tbptt_k1: Annotated[int, COUNT] | None
     tbptt_k2: Annotated[int, COUNT] | None
     recompute_segments: Annotated[int, COUNT]
+    checkpoint_every: Annotated[int, COUNT] | str | None
+    checkpoint_keep: Annotated[int, Interval(low=0, high=10**9)]
+    nonfinite: Literal["stop", "skip", "pascanu"]
+    nonfinite_patience: Annotated[int, COUNT] | None
     clip_audit: tuple[str | dict, ...]  # type: ignore[type-arg]
 
     def __post_init__(self) -> None:
@@ -86,6 +109,24 @@ class Trainer(Part):
                     self.tbptt_k1,
                     f"must be at most trainer.tbptt_k2, which is {self.tbptt_k2}",
                 )
+        if isinstance(self.checkpoint_every, str) and self.checkpoint_seconds is None:
+            allowed = "must be an integer >= 1, a time as 30s, 5min or 2h, or null"
+            raise InputError("checkpoint_every", self.checkpoint_every, allowed)
+        if self.checkpoint_keep == 1:
+            raise InputError("checkpoint_keep", 1, "must be >= 2, as one may be damaged, or 0: all")
+
+    @property
+    def checkpoint_seconds(self) -> float | None:
+        """``checkpoint_every`` where it is a time."""
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(s|min|h)", str(self.checkpoint_every))
+        if match is None or not float(match[1]):
+            return None
+        return float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]
+
+    @property
+    def checkpoint_steps(self) -> int | None:
+        """``checkpoint_every`` where it is a number of updates."""
+        return self.checkpoint_every if isinstance(self.checkpoint_every, int) else None
 
     @property
     def tbptt(self) -> tuple[int, int] | None:
@@ -196,6 +237,12 @@ class Experiment:
                 self.names["regularizer"],
                 f"needs a recurrent weight matrix that is a parameter, which cell={name} has not",
             )
+        if trainer.nonfinite == "pascanu" and not list(recurrent_weights(model.rnn)):
+            raise InputError(
+                "trainer.nonfinite",
+                trainer.nonfinite,
+                f"needs a recurrent weight matrix that is a parameter, which cell={name} has not",
+            )
         for length in trainer.eval_lengths:
             try:
                 task.at_length(length)
@@ -245,6 +292,50 @@ class Experiment:
                 raise InputError("trainer.clip_audit", label, "stands there twice")
             rules[label] = rule
         return rules
+
+    def training(
+        self,
+        tracker: Tracker,
+        *,
+        saver: Saver | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Training:
+        """The training that is described, at its beginning; parameters as in ``Training``."""
+        trainer, general, optim = self.trainer, self.general, self.optim
+        model = build_model(
+            self.cell,
+            self.task,
+            self.init,
+            general.seed,
+            trainer.recompute_segments,
+            self.bptt_clip,
+        ).to(general.device)
+        named = list(model.named_parameters())
+        return Training(
+            model,
+            self.task,
+            optim.build(model.parameters()),
+            Clipper(self.clip, named),
+            tracker,
+            seed=general.seed,
+            steps=trainer.steps,
+            batch_size=trainer.batch_size,
+            eval_every=trainer.eval_every,
+            eval_size=trainer.eval_size,
+            log_every=trainer.log_every,
+            log_per_decade=trainer.log_per_decade,
+            stop_when_solved=trainer.stop_when_solved,
+            eval_lengths=trainer.eval_lengths,
+            tbptt=trainer.tbptt,
+            regularizer=self.regularizer,
+            nonlinearity=self.nonlinearity,
+            audit=ClipAudit(self.audited, named) if self.audited else None,
+            observer=self.observer(model),
+            learning_rate=lambda step: optim.learning_rate(step, trainer.steps),
+            nonfinite=NonFinite(trainer.nonfinite, trainer.nonfinite_patience),
+            saver=saver,
+            should_stop=should_stop,
+        )
 
     def observer(self, model: SequenceModel) -> Observer | None:
         """Measures the model, if anything is to be."""
@@ -296,10 +387,15 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     Raises:
         InputError: A key is missing or unknown, or its value is not allowed.
     """
-    known = {*REGISTRIES, "trainer", "experiment", "plugins", *General.__dataclass_fields__}
+    known = {*REGISTRIES, "trainer", *COMMAND, *General.__dataclass_fields__}
     for key in config:
         if key not in known:
             raise InputError(key, config[key], unknown_key(key, sorted(known)))
+    if config.get("resume") is not None:
+        allowed = "stands alone on the command line: rnngrad resume=DIR [trainer.steps=N]"
+        raise InputError("resume", config["resume"], allowed)
+    if not isinstance(config.get("strict", False), bool):
+        raise InputError("strict", config["strict"], "must be true or false")
     parts = {group: reg.build(config.get(group)) for group, reg in REGISTRIES.items()}
     trainer = config.get("trainer")
     if not isinstance(trainer, Mapping):

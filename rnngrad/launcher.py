@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
@@ -18,9 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rnngrad.parts import MISSING, InputError
-from rnngrad.runs import CONFIG
-
-LOCK = ".lock"
+from rnngrad.runs import CONFIG, LOCK, read_config
 
 
 class InUse(Exception):
@@ -132,11 +130,11 @@ def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None
         raise InputError(key, directory, "exists and is not a run; name a new or empty directory")
     if stored.exists():
         try:
-            there = _flat(yaml.safe_load(stored.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+            there = _flat(read_config(stored))
+        except (OSError, ValueError):
             raise InputError(key, directory, f"its {CONFIG} cannot be read") from None
         here = _flat(values)
-        for name in sorted(there.keys() | here.keys()):
+        for name in sorted((there.keys() | here.keys()) - {"resume", "strict"}):
             if there.get(name) != here.get(name):
                 raise InputError(
                     key,
@@ -154,11 +152,15 @@ def lock_directory(directory: Path) -> FileLock:
     Raises:
         InUse: Another process holds it.
     """
-    lock = FileLock(directory / LOCK)
+    path = directory / LOCK
+    owner = path.read_text(errors="replace")[:20].strip() if path.exists() else ""
+    lock = FileLock(path)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=0.3, poll_interval=0.05)  # who only looks holds it for a moment
     except Timeout:
-        raise InUse(f"{directory}: a run is going on here; wait for it, or stop it") from None
+        by = f" (process {owner})" if owner.isdigit() else ""
+        raise InUse(f"{directory}: a run is going on here{by}; wait for it, or stop it") from None
+    path.write_text(f"{os.getpid()}\n")
     return lock
 
 

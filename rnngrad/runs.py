@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock, Timeout
 
 from rnngrad.stored import Unreadable, array_of, json_mapping, lines_of, yaml_mapping
 
 CONFIG = ".hydra/config.yaml"
+LOCK = ".lock"
+"""Held by the process that writes to the directory."""
 METRICS = "metrics.csv"
 SUMMARY = "summary.json"
 BPTT = "bptt.f64"
@@ -109,13 +112,20 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The composed configuration."""
-        return read_config(self.path / CONFIG)
+        """The composed configuration, with ``trainer.steps`` as the run was last told."""
+        config = read_config(self.path / CONFIG)
+        planned = self.summary.get("planned_steps")
+        if isinstance(planned, int) and isinstance(config.get("trainer"), dict):
+            config["trainer"]["steps"] = planned
+        return config
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json as it is now."""
-        return read_summary(self.path / SUMMARY)
+        """summary.json as it is now; a run that was killed while ``running`` is ``interrupted``."""
+        summary = read_summary(self.path / SUMMARY)
+        if summary.get("status") == "running" and _is_abandoned(self.path):
+            summary["status"] = "interrupted"
+        return summary
 
     @property
     def metrics(self) -> dict[str, npt.NDArray[Any]]:
@@ -285,6 +295,17 @@ def read_summary(path: Path) -> dict[str, Any]:
         OSError: It is not there, or the system will not let us.
     """
     return json_mapping(path)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a run's lock lies there and nobody holds it."""
+    if not (path / LOCK).is_file():
+        return False  # a run of a loop of one's own
+    try:
+        with FileLock(path / LOCK, blocking=False):
+            return True
+    except (Timeout, OSError):
+        return False
 
 
 def find_runs(path: str | Path) -> Iterator[Path]:

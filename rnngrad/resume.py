@@ -1,0 +1,164 @@
+"""What a run goes on from: the checkpoints in its own directory, if they are this run's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rnngrad.parts import InputError, NothingUsable
+from rnngrad.runs import CONFIG, find_runs, read_config
+
+if TYPE_CHECKING:
+    from rnngrad.checkpoint import Loaded
+
+CHECKPOINTS = "checkpoint"
+"""The folder of a run's checkpoints, in its directory."""
+
+
+def stored_config(directory: Path) -> dict[str, Any]:
+    """The configuration of the run in a directory.
+
+    Raises:
+        InputError: There is no run; those inside it are listed.
+    """
+    if not directory.is_dir():
+        raise InputError("resume", directory, "no such directory")
+    if not (directory / CONFIG).is_file():
+        inside = [str(path) for path in find_runs(directory)]
+        listed = f"; runs inside it: {', '.join(inside)}" if inside else ""
+        raise InputError("resume", directory, f"is not a run (it has no {CONFIG}){listed}")
+    try:
+        return read_config(directory / CONFIG)
+    except (OSError, ValueError) as error:
+        raise InputError("resume", directory, str(error)) from None
+
+
+def has_checkpoints(directory: Path) -> bool:
+    """Whether there is anything at all that a run could go on from, usable or not."""
+    folder = directory / CHECKPOINTS
+    return folder.is_dir() and any(path.name.startswith("step-") for path in folder.iterdir())
+
+
+def checkpoint_of(
+    directory: Path,
+    settings: Mapping[str, Any],
+    device: str,
+    *,
+    before: int | None = None,
+    strict: bool = False,
+    say: Callable[[str], None],
+) -> Loaded:
+    """The newest checkpoint that verifies and is of this run.
+
+    Args:
+        directory: Of the run.
+        settings: What defines the run.
+        device: That the run is to go on on.
+        before: Only checkpoints of earlier steps.
+        strict: An environment in which the bits may come out otherwise is an error.
+        say: Is told in one line of each checkpoint that was passed over, and of each difference.
+
+    Raises:
+        NothingUsable: There is none.
+        InputError: With ``strict``, the first difference.
+    """
+    from rnngrad.checkpoint import load
+    from rnngrad.snapshot import environment
+
+    loaded = load(directory / CHECKPOINTS, before=before)
+    for reason in loaded.skipped:
+        say(f"checkpoint passed over: {reason}")
+    there, here = _flat(loaded.values.get("settings")), _flat(plain_settings(settings))
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key) and key != "trainer.steps":
+            raise NothingUsable(
+                f"{loaded.path}: is of another run ({key} is {_shown(there.get(key))} there and "
+                f"{_shown(here.get(key))} here)"
+            )
+    stored = loaded.values.get("environment")
+    if not isinstance(stored, Mapping):
+        raise NothingUsable(f"{loaded.path}: does not say where it was made")
+    now = environment(device)
+    if stored.get("device") != now["device"]:
+        made_on = _shown(stored.get("device"))
+        raise NothingUsable(f"{loaded.path}: was made on {made_on}, and this is {now['device']}")
+    for key, value in now.items():
+        if stored.get(key) != value:
+            differs = f"{key} is {_shown(stored.get(key))} in the checkpoint and {value} here"
+            if strict:
+                raise InputError("strict", True, differs)
+            say(f"{differs}: what follows may differ in its last bits (strict=true refuses this)")
+    return loaded
+
+
+def more_steps(wanted: int, planned: int, learning_rate: Callable[[int, int], float]) -> None:
+    """Refuses a number of updates that would have made another run of those already made.
+
+    Args:
+        wanted: Updates at most, as asked for.
+        planned: As they were when the run was last started.
+        learning_rate: Of a step, in a run of so many.
+
+    Raises:
+        InputError: Fewer than planned, or the learning rates so far depend on how many there are.
+    """
+    if wanted < planned:
+        allowed = f"can only be raised, and this run was planned for {planned}"
+        raise InputError("trainer.steps", wanted, allowed)
+    if learning_rate(planned, planned) != learning_rate(planned, wanted):
+        raise InputError(
+            "trainer.steps",
+            wanted,
+            f"cannot be raised: optim.schedule has its end at step {planned}, so that the updates "
+            "already made would have been others; start a new run",
+        )
+
+
+def refuse_other_overrides(
+    overrides: Mapping[str, Any], config: Mapping[str, Any], directory: Path
+) -> None:
+    """A run goes on as it is: what is typed beside ``resume=`` may only repeat what it is.
+
+    Args:
+        overrides: Values by key, as they were typed.
+        config: The run's.
+        directory: Of the run.
+
+    Raises:
+        InputError: The first key that has another value, or that the run does not have.
+    """
+    flat = _flat(config)
+    for key, value in overrides.items():
+        name = f"{key}.name" if f"{key}.name" in flat else key
+        if name not in flat:
+            raise InputError(key, value, f"no such key in the run in {directory}")
+        if flat[name] != value:
+            raise InputError(
+                key,
+                value,
+                f"a run goes on as it is, and in {directory} it is {_shown(flat[name])}; only "
+                "trainer.steps can be raised",
+            )
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back: with lists in place of tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = _flat(value, f"{prefix}{key}.")
+        flat |= inner if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,81 @@
+"""SIGINT, SIGTERM and SIGHUP: asked about between updates, and no update is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+_WATCHED = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came before anybody asked for one: its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """Inside ``with``, the first signal is noted and the second one leaves at once.
+
+    Called, it says whether there has been one. Until it is called for the first time nothing is
+    there that could be lost, and the first signal raises ``Interrupted`` wherever the program is.
+    Handlers that were there before are called as well, and put back at the end; a signal that was
+    ignored, as under ``nohup``, stays ignored. Off the main thread nothing is watched, since Python
+    delivers signals to that one alone.
+
+    Attributes:
+        number: Of the first signal.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        self._asked = True
+        return self.number is not None
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in _WATCHED:
+                before = signal.getsignal(number)
+                if before is not signal.SIG_IGN and before is not None:
+                    self._before[number] = before
+                    signal.signal(number, self._notice)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        again, name = self.number is not None, signal.Signals(number).name
+        if not again:
+            self.number = number
+        before = self._before[number]
+        if callable(before) and before is not signal.default_int_handler:
+            before(number, frame)
+        if again:
+            _say(f"{name} again: left at once; the last checkpoint is whole")
+            os._exit(128 + number)
+        if not self._asked:
+            raise Interrupted(number)
+        _say(f"{name}: saves and leaves after this update; once more leaves at once")
+
+
+def _say(line: str) -> None:
+    # print may be at work already, and must not be called from within itself
+    os.write(2, f"\nrnngrad: {line}\n".encode())
