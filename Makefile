@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: run test test-slow test-browser docs lint clean
+.PHONY: run test test-slow test-resume test-browser docs lint clean
 
 run: .venv/installed
 	@# progress bars only: the report prints the table, and where everything is
@@ -16,6 +16,9 @@ test: .venv/installed-test
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
+
+test-resume: .venv/installed-test
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_resume.py tests/test_signals.py -s
 
 test-browser: .venv/installed-test
 	$(INSTALL) --editable ".[browser]"

@@ -12,15 +12,13 @@ from rnngrad.bptt import Tape
 from rnngrad.dynamics import decay
 from rnngrad.norms import log10_rms
 from rnngrad.runs import Floats
+from rnngrad.tracking.board import GROWTH
 from rnngrad.tracking.heatmap import heatmap
 from rnngrad.tracking.profile import over_time
 from rnngrad.tracking.scalars import of_profile
 
 KEPT = 512
 """Profiles kept of a layer for its heatmap: when there are more, every second one is dropped."""
-
-GROWTH = 1.5
-"""The heatmaps are drawn anew when so many times as many profiles have come."""
 
 
 def log(writer: Any, tape: Tape, step: int, *, draw: bool | None = None) -> None:
