@@ -201,9 +201,11 @@ class Training:
                 bar.update()
             if self.saver is not None:
                 self.saver.end(self)
-            if self._status == "interrupted" and update is not None:
+            if self._status == "interrupted":
                 # for who looks at the run as it is; one that goes on cuts it off again
-                self.tracker.log(progress.row or self._row(update))
+                row = progress.row if update is None else progress.row or self._row(update)
+                if row is not None:
+                    self.tracker.log(row)
         if self._status == "running":
             self._status = "completed" if progress.reason is None else "diverged"
         return self.result()
