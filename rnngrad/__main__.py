@@ -11,7 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -41,7 +41,7 @@ from rnngrad.signals import Interrupted, Signals
 if TYPE_CHECKING:
     from rnngrad.checkpoint import Loaded
     from rnngrad.config import Experiment
-    from rnngrad.tracking import Result, Tracker
+    from rnngrad.tracking import Result
     from rnngrad.training import Training
 
 DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
@@ -98,7 +98,7 @@ def _resumed() -> Path | None:
         raise InputError("resume", paths[0], f"{options[0]} cannot stand beside it")
     if not paths[0]:
         raise InputError("resume", "", "must be the directory of a run")
-    return Path(paths[0]).expanduser().absolute()
+    return Path(paths[0]).expanduser()
 
 
 def _arguments() -> None:
@@ -157,6 +157,7 @@ def resume(directory: Path, overrides: list[str]) -> int:
     from rnngrad.config import experiment, load_plugins
 
     values = stored_config(directory)
+    directory = directory.absolute()
     given = _given(overrides)
     named = given.pop("plugins", [])
     if values.get("plugins") and not named:
@@ -234,11 +235,11 @@ def _run(
                 strict=values["strict"],
                 say=_say,
             )
-        tracker, training = _training(spec, values, directory, signals, loaded)
-        with tracker:
+        with ExitStack() as opened:
+            training = _training(spec, values, directory, signals, loaded, opened)
             result = training.run()
-            tracker.finish(result)
-            tracker.diagnosed(diagnose_run(Run(directory)).as_dict())
+            training.tracker.finish(result)
+            training.tracker.diagnosed(diagnose_run(Run(directory)).as_dict())
     objective = 10 * spec.task.chance_loss
     if result.status == "completed" and result.eval_loss is not None:
         objective = result.eval_loss
@@ -251,8 +252,9 @@ def _training(
     directory: Path,
     signals: Signals,
     loaded: Loaded | None,
-) -> tuple[Tracker, Training]:
-    """A run's tracker and training, from the beginning or from a checkpoint."""
+    opened: ExitStack,
+) -> Training:
+    """A run's training, from the beginning or from a checkpoint; its tracker is opened."""
     from rnngrad.checkpoint import rewind
     from rnngrad.saving import Saver
     from rnngrad.snapshot import restore, seed_streams
@@ -266,6 +268,8 @@ def _training(
         values,
         None if loaded is None else loaded.values.get("tracker", {}),
     )
+    if loaded is None:
+        opened.enter_context(tracker)
     folder, trainer = directory / CHECKPOINTS, spec.trainer
     saver = Saver(
         folder,
@@ -279,8 +283,9 @@ def _training(
     if loaded is not None:
         restore(training, loaded)
         rewind(folder, loaded.step)  # before the files are cut: these would reach beyond them
+        opened.enter_context(tracker)
         _say(f"{_short(directory)} goes on after step {loaded.step}")
-    return tracker, training
+    return training
 
 
 def _outcome(training: Training, result: Result, directory: Path, signals: Signals) -> int:

@@ -336,8 +336,9 @@ class Training:
             self._status = "interrupted"
             return
         if self._evaluates(progress.step) and progress.row is not None:
-            scores = self._evaluate()
-            if scores is None:
+            try:
+                scores = self._evaluate()
+            except Stopped:
                 self._status = "interrupted"
                 return
             best = scores["loss"] < progress.best
@@ -351,13 +352,11 @@ class Training:
             last_but_one = progress.step == self.steps - 1 and self.steps % self.eval_every != 0
             self.saver.after_update(self, best=best, now=last_but_one)
 
-    def _evaluate(self) -> dict[str, float] | None:
-        """Scores at all lengths; ``None`` if the run is to stop before they are there."""
+    def _evaluate(self) -> dict[str, float]:
+        """Scores at all lengths."""
         scores = evaluate(self.model, self.task, self.eval_size, self.should_stop)
         for length, there in self.elsewhere.items():
             at_length = evaluate(self.model, there, self.eval_size, self.should_stop)
-            if scores is None or at_length is None:
-                return None
             scores |= {f"{name}_at_{length}": value for name, value in at_length.items()}
         return scores
 
@@ -458,16 +457,21 @@ class Training:
         )
 
 
+class Stopped(Exception):
+    """An evaluation was told to stop before its end."""
+
+
 @torch.no_grad()
 def evaluate(
     model: SequenceModel,
     task: Task,
     size: int,
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
+) -> dict[str, float]:
     """Mean ``loss`` and ``accuracy`` over ``size`` sequences, the same ones for every seed.
 
-    ``None`` if it was to stop, which is asked before every ``EVALUATION_CHUNK`` of them.
+    Raises:
+        Stopped: It was to stop, which is asked before every ``EVALUATION_CHUNK`` of them.
     """
     device = next(model.parameters()).device
     totals = {"loss": 0.0, "accuracy": 0.0}
@@ -476,7 +480,7 @@ def evaluate(
     try:
         for index, start in enumerate(range(0, size, EVALUATION_CHUNK)):
             if should_stop():
-                return None
+                raise Stopped
             chunk = min(EVALUATION_CHUNK, size - start)
             batch = task.evaluation_batch(index, chunk)
             inputs, targets = batch.inputs.to(device), batch.targets.to(device)
