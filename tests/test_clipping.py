@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -758,6 +758,43 @@ def test_norms_are_clipped_over_more_than_float32s_range(
     assert report.norm_pre == pytest.approx(math.sqrt(2) * size, rel=1e-6, abs=0)
     expected = max_norm / math.sqrt(2)
     assert grads_of(made) == [pytest.approx([expected, -expected], rel=2e-7, abs=0)]
+
+
+ONE_ENTRY: dict[tuple[str, str], Callable[[float, float], float]] = {
+    ("norm", "max_norm"): min,
+    ("per_parameter_norm", "max_norm"): min,
+    ("per_layer_norm", "max_norm"): min,
+    ("quantile_tracking", "initial_norm"): min,
+    ("soft", "max_norm"): lambda g, c: g / (1 + g / c) if g < c else c / (1 + c / g),
+    ("normalize", "beta"): lambda g, c: g / (g + c),
+}
+MAGNITUDES = st.builds(lambda m, e: m * 10.0**e, st.floats(1, 9.9), st.integers(-320, 306))
+
+
+@pytest.mark.parametrize(("name", "key"), ONE_ENTRY, ids=[name for name, _ in ONE_ENTRY])
+@settings(max_examples=150, deadline=None)
+@given(size=MAGNITUDES, setting=MAGNITUDES)
+@example(size=1e20, setting=1e-300)
+@example(size=1e-310, setting=1e-320)
+def test_any_gradient_of_float64_meets_any_threshold_of_float64(
+    name: str, key: str, size: float, setting: float
+) -> None:
+    """Also where threshold / norm is no float64; of one entry, whose norm is itself."""
+    made = parameters([-size], dtype=torch.float64)
+    report = once(rule(name, **{key: setting}), made)
+    expected = ONE_ENTRY[name, key](size, setting)
+    assert grads_of(made) == [[pytest.approx(-expected, rel=1e-12, abs=2e-323)]]
+    assert report.finite and report.norm_post == pytest.approx(expected, rel=1e-12, abs=2e-323)
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5])
+def test_a_p_norm_beyond_float64_is_clipped_and_not_zeroed(p: float) -> None:
+    """The L2 norm is not, so the gradient counts as finite."""
+    made = parameters(torch.full((100,), 1e307, dtype=torch.float64))
+    report = once(rule("norm", norm_type=p, max_norm=2.0), made)
+    assert report.finite and report.clipped
+    entry = 2 / 100 ** (1 / p)
+    assert grads_of(made) == [pytest.approx([entry] * 100, rel=1e-12)]
 
 
 @pytest.mark.parametrize("ratio", [1e-300, 1e-8, 0.99e-4, 1.01e-4, 1e-3])

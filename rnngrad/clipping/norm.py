@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -39,9 +40,12 @@ def clip_norm_(gradient: Gradient, max_norm: float, norm_type: float = 2.0) -> O
     norm = gradient.norm if norm_type == 2 else total_norm(grads, norm_type)
     if norm <= max_norm:
         return Outcome(clipped=False, threshold=max_norm)
-    coef = max_norm / norm
+    if norm == math.inf:  # of a finite gradient, as norms of p < 2 may be: of a part of it
+        for grad in grads:
+            grad.mul_(2.0**-500)
+        norm = total_norm(grads, norm_type)
     for grad in grads:
-        scale_(grad, coef)
+        scale_(grad, max_norm, norm)
     after = total_norm(grads, norm_type)
     refuse_above(max_norm, after, grads)
     return Outcome(True, max_norm, norm=after if norm_type == 2 else None)

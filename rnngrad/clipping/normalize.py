@@ -29,11 +29,11 @@ class Normalize(Clip):
     beta: Annotated[float, POSITIVE]
 
     def clip_(self, gradient: Gradient, state: dict[str, Any]) -> Outcome:
-        coef = 1 / (gradient.norm + self.beta)
-        if coef == 1:
+        length = gradient.norm + self.beta
+        if length == 1:
             return Outcome(clipped=False)
         for grad in gradient.grads:
-            scale_(grad, coef)
+            scale_(grad, 1.0, length)
         after = total_norm(gradient.grads)
         refuse_above(1.0, after, gradient.grads)
         return Outcome(True, norm=after)

@@ -42,11 +42,14 @@ def tensor_norms(grads: Sequence[Tensor]) -> list[float]:
     ]
 
 
-def scale_(grad: Tensor, coef: float) -> None:
-    """``grad *= coef``, to the gradient's own rounding."""
-    # a coefficient beyond float32's normal range would be rounded to few digits: in two steps
-    for factor in (coef,) if 1e-30 < coef < 1e30 else (coef**0.5, coef**0.5):
-        grad.mul_(factor)
+def scale_(grad: Tensor, to: float, of: float) -> None:
+    """``grad *= to / of``, to the gradient's own rounding, whatever ``to / of`` is."""
+    coef = to / of
+    if 1e-30 < coef < 1e30:
+        grad.mul_(coef)
+    else:  # beyond float32's normal range, or float64's, it would be rounded to few digits
+        root = to**0.5 / of**0.5
+        grad.mul_(root).mul_(root)
 
 
 def refuse_above(threshold: float, value: float, grads: Sequence[Tensor]) -> None:

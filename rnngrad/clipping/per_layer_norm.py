@@ -49,7 +49,7 @@ class PerLayerNormClip(Clip):
         for layer, norm in zip(layers, norms, strict=True):
             if norm > max_norm:
                 for i in layer:
-                    scale_(gradient.grads[i], max_norm / norm)
+                    scale_(gradient.grads[i], max_norm, norm)
         norms = _layer_norms(gradient, layers)
         refuse_above(max_norm, max(norms), gradient.grads)
         return Outcome(True, max_norm, norm=math.hypot(*norms))

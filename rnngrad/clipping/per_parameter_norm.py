@@ -35,7 +35,7 @@ class PerParameterNormClip(Clip):
             return Outcome(False, max_norm)
         for grad, norm in zip(grads, norms, strict=True):
             if norm > max_norm:
-                scale_(grad, max_norm / norm)
+                scale_(grad, max_norm, norm)
         norms = tensor_norms(grads)
         refuse_above(max_norm, max(norms), grads)
         return Outcome(True, max_norm, norm=math.hypot(*norms))

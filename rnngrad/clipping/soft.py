@@ -32,15 +32,17 @@ class SoftClip(Clip):
     kind: Literal["rational", "tanh"]
 
     def clip_(self, gradient: Gradient, state: dict[str, Any]) -> Outcome:
-        ratio = gradient.norm / self.max_norm
+        norm, ratio = gradient.norm, gradient.norm / self.max_norm
         if self.kind == "rational":
-            coef = 1 / (1 + ratio)
-        else:  # near 0 the first terms of the series, which divide by nothing
-            coef = math.tanh(ratio) / ratio if ratio > 1e-4 else 1 - ratio * ratio / 3
-        if coef == 1:
+            target = norm / (1 + ratio) if ratio < 1 else self.max_norm / (1 + 1 / ratio)
+        elif ratio > 1e-4:
+            target = self.max_norm * math.tanh(ratio)
+        else:  # the first terms of the series, whose digits do not cancel
+            target = norm * (1 - ratio * ratio / 3)
+        if target == norm:
             return Outcome(False, self.max_norm)
         for grad in gradient.grads:
-            scale_(grad, coef)
+            scale_(grad, target, norm)
         after = total_norm(gradient.grads)
         refuse_above(self.max_norm, after, gradient.grads)
         return Outcome(True, self.max_norm, norm=after)
