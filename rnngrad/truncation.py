@@ -59,9 +59,14 @@ def truncated_backward(
         records by layer: ``∂L/∂h_t`` summed over the ways back through step ``t``. Where these
         overlap (``k2 > k1``), ``direct_norm`` of a layer under another one is NaN.
 
+    Raises:
+        ValueError: ``k1`` is less than 1, or more than ``k2``.
+
     Reference:
         Sutskever, "Training recurrent neural networks", PhD thesis, University of Toronto 2013.
     """
+    if not 1 <= k1 <= k2:
+        raise ValueError(f"truncated_backward: 1 <= k1 <= k2, got k1 = {k1} and k2 = {k2}")
     ends = [*range(k1, len(inputs), k1), len(inputs)]
     ways = [_Way(max(0, end - k2), own, end) for own, end in zip([0, *ends], ends, strict=False)]
     states, first, last = _states(model, inputs, state, ways)

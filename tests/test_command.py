@@ -161,6 +161,8 @@ BAD = [
     ("trainer.eval_lengths=[0]", "trainer.eval_lengths=[0]: must be a list"),
     ("task=digits trainer.eval_lengths=[5]", "trainer.eval_lengths=5: "),
     ("trainer.eval_lengths=5", "trainer.eval_lengths=5: must be a list [A,B,...] of which each"),
+    ("trainer.tbptt_k2=0", "trainer.tbptt_k2=0: must be an integer >= 1"),
+    ("trainer.tbptt_k1=0 trainer.tbptt_k2=3", "trainer.tbptt_k1=0: must be an integer >= 1"),
     ("trainer.tbptt_k1=3", "trainer.tbptt_k1=3: needs trainer.tbptt_k2 as well"),
     (
         "trainer.tbptt_k1=5 trainer.tbptt_k2=3",

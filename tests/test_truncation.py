@@ -207,6 +207,17 @@ def test_recorded_or_not_and_clipped_within_the_gradients_are_the_ways_sum(
         torch.testing.assert_close(one, right, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.parametrize(("k1", "k2"), [(0, 5), (-1, 5), (5, 3), (0, 0)])
+def test_more_steps_between_ways_back_than_a_way_has_are_refused(k1: int, k2: int) -> None:
+    """The losses of the steps in between would go back nowhere."""
+    task = TASKS.default("copy", length=1)
+    model = made("rnn", task)
+    inputs, targets = batch_of(task)
+    with pytest.raises(ValueError, match=f"1 <= k1 <= k2, got k1 = {k1} and k2 = {k2}"):
+        truncated_backward(model, task, inputs, targets, None, k1=k1, k2=k2, recorded=False)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_ways_apart_keep_the_direct_norm_of_every_layer() -> None:
     task = TASKS.default("copy", length=1)
     model = made("lstm", task, layers=2)
