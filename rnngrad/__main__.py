@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from rnngrad.explain import explain
+from rnngrad.explain import blame, explain
 from rnngrad.launcher import InUse, lock_directory, plain, register_run_name
 from rnngrad.parts import MISSING, InputError, NothingUsable
 from rnngrad.resume import (
@@ -139,7 +139,7 @@ def job(config: DictConfig) -> float:
         load_plugins(values, settings.overrides.task)
         return _run(values, directory)
 
-    code, objective = _guarded(run, directory)
+    code, objective = _guarded(run, directory, config.get("plugins") or [])
     with open(os.environ[OUTCOMES], "a", encoding="utf-8") as ledger:
         ledger.write(f"{code}\t{directory}\t{sweep}\n")
     if code > 128 and settings.mode == RunMode.MULTIRUN:
@@ -176,7 +176,7 @@ def resume(directory: Path, overrides: list[str]) -> int:
         return _run(values, directory, again=True, steps=steps)
 
     with _logging_to(directory / "rnngrad.log"):
-        code, _ = _guarded(run, directory)
+        code, _ = _guarded(run, directory, named)
     return code if code in (BAD_INPUT, IN_USE) else _conclude([(code, directory)], "")
 
 
@@ -306,7 +306,9 @@ def _outcome(training: Training, result: Result, directory: Path, signals: Signa
     return DIVERGED if result.status == "diverged" else DONE
 
 
-def _guarded(run: Callable[[], tuple[int, float]], directory: Path) -> tuple[int, float]:
+def _guarded(
+    run: Callable[[], tuple[int, float]], directory: Path, plugins: Iterable[str]
+) -> tuple[int, float]:
     """Exit code and objective of a run that may end in any way."""
     try:
         return run()
@@ -315,10 +317,9 @@ def _guarded(run: Callable[[], tuple[int, float]], directory: Path) -> tuple[int
     except Interrupted as error:
         _say(f"{_short(directory)} interrupted before its first update: nothing is lost")
         return 128 + error.number, math.inf
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin's exit(0) is no success
         log.error(traceback.format_exc())
-        reason = f"failed: {type(error).__name__}: {error}".splitlines()[0]
-        _say(f"{reason} (traceback in {directory / 'rnngrad.log'})")
+        _say(f"failed: {blame(error, plugins)} (traceback in {directory / 'rnngrad.log'})")
         return FAILED, math.inf
 
 

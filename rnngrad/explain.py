@@ -1,8 +1,12 @@
-"""Hydra's and OmegaConf's errors in one line: the key, the value, and what is allowed."""
+"""Errors in one line: of Hydra and OmegaConf the key, the value, and what is allowed; of a plugin
+the place.
+"""
 
 from __future__ import annotations
 
 import re
+import traceback
+from collections.abc import Iterable
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -48,6 +52,22 @@ def explain(error: Exception, overrides: list[str]) -> str:
     named = [o for o in overrides if o in text or o.split("=")[0].lstrip("+~") in text]
     blamed = named or [o for o in overrides if not o.startswith("-")]
     return f"{blamed[0]}: {first}" if len(blamed) == 1 or named else first
+
+
+def blame(error: BaseException, plugins: Iterable[str]) -> str:
+    """What was raised, and where in a plugin that was: file, line and function.
+
+    Args:
+        error: Whoever raised it; what counts is the last of a plugin's functions on its way.
+        plugins: Modules; those beside them in a package count as well.
+    """
+    packages = {name.partition(".")[0] for name in plugins}
+    said = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in packages:
+            code = frame.f_code
+            return f"{said}; at {code.co_filename}, line {line}, in {code.co_name}"
+    return said
 
 
 def _given(key: str, overrides: list[str]) -> str:

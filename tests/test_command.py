@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -526,6 +527,82 @@ def test_a_users_own_clip_rule_can_watch(
     assert audit["halving_by_0.5"] == {"clip_fraction": 1.0, "mean_coef": pytest.approx(0.5)}
     code, said = command("plugins=[halving]", "trainer.clip_audit=[halving]", *TINY)
     assert code == 2 and "trainer.clip_audit.by: is missing" in said
+
+
+FAILING_RULE = """\
+import sys
+from dataclasses import dataclass
+from rnngrad.clipping import CLIPS, Clip
+
+def deeper(error):
+    if error == "RecursionError":
+        deeper(error)
+    if error == "SystemExit":
+        sys.exit(0)
+    raise {"MemoryError": MemoryError, "ValueError": ValueError("too\\nlong")}[error]
+
+@CLIPS.register("failing")
+@dataclass(frozen=True)
+class Failing(Clip):
+    error: str
+    def clip_(self, gradient, state):
+        deeper(self.error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("ValueError", "ValueError: too; at FILE, line 10, in deeper"),
+        ("MemoryError", "MemoryError; at FILE, line 10, in deeper"),
+        ("RecursionError", "RecursionError: maximum recursion.*; at FILE, line [67], in deeper"),
+        ("SystemExit", "SystemExit: 0; at FILE, line 9, in deeper"),
+    ],
+)
+def test_what_a_plugin_raises_is_exit_1_and_one_line_that_says_where(
+    error: str, said: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing.py").write_text(FAILING_RULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
+    rule = f"trainer.clip_audit=[{{name:failing,error:{error}}}]"
+    code, out = command("plugins=[failing]", rule, *TINY)
+    (line,) = (line for line in out.splitlines() if "failed" in line and line[:7] == "rnngrad")
+    (path,) = find_runs(tmp_path)
+    said = said.replace("FILE", re.escape(str(tmp_path / "failing.py")))
+    log = re.escape(str(path / "rnngrad.log"))
+    assert code == 1 and re.fullmatch(rf"rnngrad: failed: {said} \(traceback in {log}\)", line)
+    assert "Traceback" not in out and Run(path).summary["status"] == "failed"
+    assert "in deeper" in (path / "rnngrad.log").read_text()
+
+
+FAILING_TASK = """\
+from dataclasses import dataclass
+from rnngrad.task import TASKS
+
+@TASKS.register("failing")
+@dataclass(frozen=True)
+class Failing(TASKS.load()["adding"]):
+    def loss(self, outputs, targets):
+        return outputs @ targets.flatten().repeat(7)
+"""
+
+
+def test_where_a_plugin_was_is_said_of_what_others_raise(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's error, in the task's loss."""
+    (tmp_path / "own" / "task").mkdir(parents=True)
+    (tmp_path / "own" / "task" / "failing.yaml").write_text(
+        "name: failing\nlength: 5\nmin_length: null\nform: sum\n"
+    )
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "tasks.py").write_text(FAILING_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out = command("plugins=[lab.tasks]", "--config-dir", "own", "task=failing", *TINY)
+    assert code == 1 and "rnngrad: failed: RuntimeError: " in out
+    assert f"; at {tmp_path / 'lab' / 'tasks.py'}, line 8, in loss (traceback in " in out
+    assert "Traceback" not in out
 
 
 def test_plugins_named_by_a_file_are_refused(command: Command, tmp_path: Path) -> None:
