@@ -48,7 +48,12 @@ DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
 """Exit codes; a signal's is 128 and its number."""
 
 OUTCOMES = "RNNGRAD_OUTCOMES"
-"""Names a file in which each job of a sweep, in whatever process, leaves its exit code."""
+"""Names a file in which each job of a sweep, in whatever process, leaves its exit code.
+
+A line that is whole ends in a semicolon.
+"""
+_UNWRITTEN: list[str] = []
+"""Lines of that file for which there was no room."""
 
 log = logging.getLogger("rnngrad")
 
@@ -61,6 +66,7 @@ def main() -> NoReturn:
 def run_command() -> int:
     """Hydra's app with its errors in one line each, and an exit code for every way to end."""
     register_run_name()
+    _UNWRITTEN.clear()
     try:
         if (directory := _resumed()) is not None:
             return resume(directory, sys.argv[1:])
@@ -72,7 +78,8 @@ def run_command() -> int:
             with _environment(HYDRA_FULL_ERROR="1", **{OUTCOMES: str(ledger)}):
                 version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
                 hydra.main(config_path="pkg://rnngrad.conf", config_name="config", **version)(job)()
-            outcomes = [line.split("\t") for line in ledger.read_text().splitlines()]
+            written = ledger.read_text().split("\n")
+            outcomes = [line.split("\t") for line in [*written, *_UNWRITTEN] if line[-1:] == ";"]
     except SystemExit as exit:
         if isinstance(exit.code, Exception):
             return _refuse(exit.code, sys.argv[1:])
@@ -82,7 +89,7 @@ def run_command() -> int:
     except Exception as error:  # a job keeps its own: this is Hydra, refusing the command line
         return _refuse(error, sys.argv[1:])
     sweep = outcomes[0][2] if outcomes else ""  # none ran: --cfg, --info
-    return _conclude([(int(code), Path(path)) for code, path, _ in outcomes], sweep)
+    return _conclude([(int(code), Path(path)) for code, path, *_ in outcomes], sweep)
 
 
 def _resumed() -> Path | None:
@@ -140,8 +147,12 @@ def job(config: DictConfig) -> float:
         return _run(values, directory)
 
     code, objective = _guarded(run, directory, config.get("plugins") or [])
-    with open(os.environ[OUTCOMES], "a", encoding="utf-8") as ledger:
-        ledger.write(f"{code}\t{directory}\t{sweep}\n")
+    line = f"{code}\t{directory}\t{sweep}\t;"
+    try:
+        with open(os.environ[OUTCOMES], "a", encoding="utf-8") as ledger:
+            ledger.write(f"\n{line}")
+    except OSError:  # the temporary directory is full, which is no fault of the run's
+        _UNWRITTEN.append(line)
     if code > 128 and settings.mode == RunMode.MULTIRUN:
         raise SystemExit(code)  # who interrupts a run wants the sweep to end
     return objective

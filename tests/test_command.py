@@ -1,5 +1,6 @@
 """The command line: what it refuses and how, exit codes, sweeps, directories, signals."""
 
+import errno
 import logging
 import os
 import re
@@ -10,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
 from filelock import FileLock
 
-from rnngrad.__main__ import run_command
+from rnngrad.__main__ import OUTCOMES, run_command
 from rnngrad.runs import Run, find_runs
 
 TINY = [
@@ -406,6 +408,25 @@ def test_a_failure_is_exit_1_with_its_traceback_in_the_runs_log(
     (path,) = find_runs(tmp_path)
     assert "Traceback" in (path / "rnngrad.log").read_text()
     assert Run(path).summary["status"] == "failed"
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=0,1"]])
+def test_a_temporary_directory_that_fills_up_fails_no_run(
+    sweep: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: str, *arguments: str, **options: str) -> IO[str]:
+        stream = open(file, *arguments, **options)  # type: ignore[call-overload]
+        if file == os.environ.get(OUTCOMES):
+            stream.write("0\t/ha")  # as much as there was room for
+            stream.close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return stream
+
+    monkeypatch.setattr("rnngrad.__main__.open", full, raising=False)
+    code, said = command(*sweep, *TINY)
+    assert code == 0 and said.count("completed") == max(1, len(sweep))
+    diverging = [*sweep, "cell=rnn", *TINY, "clip=none", "optim=sgd", "optim.lr=1e38"]
+    assert command(*diverging)[0] == 3
 
 
 def test_a_sweep_of_18_runs_completes_with_every_directory_whole(
