@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from rnngrad.stored import Unreadable, array_of, json_mapping, lines_of, yaml_mapping
+from rnngrad.stored import (
+    Unreadable,
+    array_of,
+    json_mapping,
+    lines_of,
+    printable,
+    shown,
+    yaml_mapping,
+)
 
 CONFIG = ".hydra/config.yaml"
 LOCK = ".lock"
@@ -257,7 +266,7 @@ def _bptt_layout(path: Path) -> tuple[int, dict[str, list[str]]]:
     layout = json_mapping(path)
     width, layers = layout.get("T"), layout.get("layers")
     if type(width) is not int or width < 1:
-        raise Unreadable(path, f"T is {width!r}, not an integer >= 1")
+        raise Unreadable(path, f"T is {shown(width)}, not an integer >= 1")
     if not isinstance(layers, dict):
         raise Unreadable(path, "has no layers")
     for layer, kinds in layers.items():
@@ -273,7 +282,9 @@ def _measures_layout(path: Path) -> dict[str, int | None]:
     layout = json_mapping(path)
     for name, length in layout.items():
         if name == "step" or (length is not None and (type(length) is not int or length < 0)):
-            raise Unreadable(path, f"{name} is {length!r}; a length is an integer >= 0, or null")
+            raise Unreadable(
+                path, f"{name} is {shown(length)}; a length is an integer >= 0, or null"
+            )
     return layout
 
 
@@ -281,20 +292,98 @@ def read_config(path: Path) -> dict[str, Any]:
     """The configuration that a run has stored, in plain values, as data and not to be trusted.
 
     Raises:
-        Unreadable: It is not a mapping in YAML of at most ``TEXT_LIMIT`` bytes.
+        Unreadable: It is not a mapping in YAML of at most ``TEXT_LIMIT`` bytes, or what every
+            reader counts on is of another type.
         OSError: It is not there, or the system will not let us.
     """
-    return yaml_mapping(path)
+    config = yaml_mapping(path)
+    for key, value in _flat(config).items():
+        group, _, inner = key.rpartition(".")
+        if group and inner == "name" and not isinstance(value, str):
+            raise Unreadable(path, f"{key} is {shown(value)}, not a text")
+        if key in NUMBERS and value is not None and not _is_number(value):
+            raise Unreadable(path, f"{key} is {shown(value)}, not a number")
+    return config
+
+
+NUMBERS = ("seed", "trainer.steps", "trainer.batch_size", "optim.weight_decay", "optim.momentum")
+"""Keys of a configuration that are computed with when runs are read."""
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The summary that a run has stored.
+    """The summary that a run has stored; what it lacks of the usual keys is ``None``.
 
     Raises:
-        Unreadable: It is not a mapping in JSON of at most ``TEXT_LIMIT`` bytes.
+        Unreadable: It is not a mapping in JSON of at most ``TEXT_LIMIT`` bytes, or a value is not
+            of the type that a run writes.
         OSError: It is not there, or the system will not let us.
     """
-    return json_mapping(path)
+    summary = json_mapping(path)
+    for kind, keys in SUMMARY_KEYS.items():
+        for key in keys:
+            if summary.setdefault(key) is not None and not _SUMMARY_KINDS[kind](summary[key]):
+                raise Unreadable(path, f"{key} is {shown(summary[key])}, not {kind}")
+    return summary
+
+
+SUMMARY_KEYS = {
+    "a text": ("status", "verdict", "reason", "rnngrad", "torch"),
+    "a number": (
+        *("loss", "eval_loss", "eval_accuracy", "chance_loss"),
+        *("clip_fraction", "skip_fraction", "bptt_clip_fraction"),
+    ),
+    "an integer >= 0": ("steps", "solved_at"),
+    "a table of numbers": ("eval_at", "clip_audit"),
+    "a diagnosis": ("diagnosis",),
+}
+"""Of summary.json."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(row, dict) and all(item is None or _is_number(item) for item in row.values())
+        for row in value.values()
+    )
+
+
+def _is_diagnosis(value: Any) -> bool:
+    """``Diagnosis.as_dict()``, as far as it is read."""
+    if not isinstance(value, dict) or not isinstance(value.get("verdict"), str):
+        return False
+    findings = value.get("findings", [])
+    return _is_list_of(str, value.get("because", [])) and (
+        _is_list_of(dict, findings)
+        and all(
+            all(isinstance(found.get(key, ""), str) for key in ("symptom", "level", "evidence"))
+            and all(
+                found.get(key) is None or _is_number(found[key]) for key in ("value", "threshold")
+            )
+            and _is_list_of(int, found.get("steps", []))
+            and all(_is_list_of(str, found.get(key, [])) for key in ("remedies", "in_place_of"))
+            for found in findings
+        )
+    )
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+_SUMMARY_KINDS: dict[str, Callable[[Any], bool]] = {
+    "a text": lambda value: isinstance(value, str),
+    "a number": _is_number,
+    "an integer >= 0": _is_count,
+    "a table of numbers": _is_table,
+    "a diagnosis": _is_diagnosis,
+}
 
 
 def _is_abandoned(path: Path) -> bool:
@@ -309,13 +398,25 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def find_runs(path: str | Path) -> Iterator[Path]:
-    """The run directories in ``path``, itself included, in order of name."""
+    """The run directories in ``path``, itself included, in order of name.
+
+    Links to folders are not followed, and folders that cannot be read are passed over.
+    """
     path = Path(path)
     if (path / SUMMARY).is_file():
         yield path
-    else:
-        for summary in sorted(path.glob(f"**/{SUMMARY}")):
-            yield summary.parent
+        return
+    found, folders = [], [path]
+    while folders:  # not recursive: folders may be nested more deeply than Python's calls
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                inside = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except (OSError, ValueError):
+            continue
+        folders += inside
+        found += [inner for inner in inside if (inner / SUMMARY).is_file()]
+    yield from sorted(found)
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
@@ -358,9 +459,12 @@ def _part_of(key: str, settings: dict[str, Any]) -> Any:
 def settings(run: Run) -> dict[str, Any]:
     """A run's configuration, one level deep; nothing if there is none."""
     try:
-        config = run.config
+        return _flat(run.config)
     except OSError:
         return {}
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else None
@@ -393,12 +497,14 @@ def table(runs: Iterable[Run]) -> str:
             profile = bptt[forward[-1]].hidden[-1]
             there = ~np.isnan(profile)  # a shorter sequence has NaN beyond its end
             profile = profile[there] if there.any() else profile
-            first, last = (f"{10.0**exponent:.1e}" for exponent in (profile[0], profile[-1]))
+            with np.errstate(over="ignore"):
+                first, last = (f"{10.0**exponent:.1e}" for exponent in (profile[0], profile[-1]))
         clipped = "-" if s["clip_fraction"] is None else f"{100 * s['clip_fraction']:.0f} %"
         numbers = (_number(s[key]) for key in ("loss", "eval_loss", "chance_loss"))
         solved = "never" if s["solved_at"] is None else str(s["solved_at"])
-        ending = (run.path.name, s["status"], s.get("verdict") or "-", str(s["steps"]))
-        rows.append((*ending, *numbers, solved, clipped, first, last, different))
+        ending = (run.path.name, s["status"] or "-", s["verdict"] or "-", str(s["steps"]))
+        row = (*ending, *numbers, solved, clipped, first, last, different)
+        rows.append(tuple(map(printable, row)))
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

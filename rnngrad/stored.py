@@ -33,10 +33,21 @@ class Unreadable(ValueError):
         self.path, self.why = path, one_line(why)
 
 
-def one_line(text: str) -> str:
+def printable(text: str) -> str:
     """Without line breaks and what a terminal would obey, which a stored name may have."""
-    text = "".join(c if c.isprintable() else " " for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def one_line(text: str) -> str:
+    """The same, of a length that can be read."""
+    text = printable(text[:1000])
     return text if len(text) <= 500 else text[:497] + "..."
+
+
+def shown(value: Any) -> str:
+    """A stored value, short enough for a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def opened(path: Path, limit: int) -> IO[bytes]:

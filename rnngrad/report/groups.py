@@ -15,7 +15,7 @@ import yaml
 
 from rnngrad.dynamics import Decay, decay, horizon
 from rnngrad.report.style import Floats
-from rnngrad.runs import Run, differing, settings, typed
+from rnngrad.runs import SUMMARY, Run, differing, settings, typed
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 """What reading a run's files raises when they are broken."""
@@ -101,8 +101,9 @@ def digest(run: Run, label: str) -> Digest:
         OSError, ValueError, KeyError, TypeError: They are broken; see ``UNREADABLE``.
     """
     summary = run.summary
-    for key in ("status", "steps", "chance_loss"):
-        summary[key]  # a file of something else would be found out much later
+    for key in ("status", "steps"):
+        if summary[key] is None:  # a file of something else would be found out much later
+            raise ValueError(f"{SUMMARY} has no {key}")
     metrics, bptt, measures = run.metrics, run.bptt, run.measures
     evaluated = np.isfinite(metrics["eval_loss"])
     forward = [layer for layer in bptt if not layer.endswith("_reverse")]
