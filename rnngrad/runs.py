@@ -67,6 +67,9 @@ ARRAY_LIMIT = 2**30
 """Bytes of each file of numbers that ``Run`` reads into memory; raise it for a run of yours that
 has recorded more."""
 
+MOST_STEPS = 10**9
+"""As ``trainer.steps`` may be."""
+
 ALWAYS = ("hidden", "direct", "hidden_mean")
 """What ``BPTT`` holds of every layer."""
 SOMETIMES = ("cell", "clipped")
@@ -198,7 +201,8 @@ class Run:
         path = self.path / UPDATES
         there = path.exists()
         values = array_of(path, np.float32, ARRAY_LIMIT) if there else np.empty(0, np.float32)
-        table = values[: len(values) // 3 * 3].reshape(-1, 3).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a NaN of another kind
+            table = values[: len(values) // 3 * 3].reshape(-1, 3).astype(np.float64)
         return {
             "step": np.arange(1, len(table) + 1),
             "loss": table[:, 0],
@@ -233,7 +237,20 @@ def _table(path: Path) -> dict[str, npt.NDArray[Any]]:
     for name, column in zip(head, columns, strict=True):
         values = np.array(column, np.float64)
         table[name] = _counts(values, name) if _kind(name) is np.int64 else values
+    _check_steps(table["step"])
     return table
+
+
+def _check_steps(steps: npt.NDArray[np.int64]) -> None:
+    """What is drawn over steps, or interpolated, counts on their order.
+
+    Raises:
+        ValueError: They do not increase, or are more than a run can have.
+    """
+    if (np.diff(steps) <= 0).any():
+        raise ValueError("its steps do not increase")
+    if len(steps) and steps[-1] > MOST_STEPS:
+        raise ValueError(f"step is {steps[-1]}, more than the {MOST_STEPS:,} there can be")
 
 
 def _counts(values: Floats, name: str) -> npt.NDArray[np.int64]:
@@ -256,9 +273,11 @@ def _records(path: Path, width: int) -> tuple[npt.NDArray[np.int64], Floats]:
     values = array_of(path, np.float64, ARRAY_LIMIT)
     table = values[: len(values) // size * size].reshape(-1, size)
     try:
-        return _counts(table[:, 0], "step"), table[:, 1:]
+        steps = _counts(table[:, 0], "step")
+        _check_steps(steps)
     except ValueError as error:
         raise Unreadable(path, str(error)) from None
+    return steps, table[:, 1:]
 
 
 def _bptt_layout(path: Path) -> tuple[int, dict[str, list[str]]]:
@@ -306,8 +325,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-NUMBERS = ("seed", "trainer.steps", "trainer.batch_size", "optim.weight_decay", "optim.momentum")
-"""Keys of a configuration that are computed with when runs are read."""
+NUMBERS = ("seed", "trainer.steps", "trainer.batch_size")
+"""Keys of every configuration that are computed with when runs are read."""
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from rnngrad.dynamics import TRANSIENT
 from rnngrad.runs import LayerHistory, Run
+from rnngrad.stored import yaml_tree
 
 Floats = npt.NDArray[np.float64]
 Outcome = Literal["solved", "learnt", "learning", "stuck", "diverged", "unknown"]
@@ -141,6 +141,10 @@ class Evidence:
         """``config["optim"]["lr"]`` by the name ``optim.lr``; ``default`` if there is none."""
         return setting(self.config, key, default)
 
+    def number(self, key: str, default: float | None = None) -> Any:
+        """A setting that is computed with."""
+        return number(self.config, key, default)
+
     @property
     def grown(self) -> Overflow | None:
         """A forward in which the state grew beyond float32 before there was any update.
@@ -183,7 +187,8 @@ class Evidence:
             layer = re.match(r"(.*?)(?:weight_\w+?_l|cells\.)(\d+)", name)
             if layer is not None and "weight" in name:
                 key = (layer[1].replace("parametrizations.", ""), int(layer[2]))
-                squares[key] = squares.get(key, np.zeros(len(values))) + np.square(values)
+                with np.errstate(over="ignore"):
+                    squares[key] = squares.get(key, np.zeros(len(values))) + np.square(values)
         return {key: np.sqrt(squares[key]) for key in sorted(squares)}
 
     @cached_property
@@ -318,20 +323,31 @@ class Evidence:
 
 
 def setting(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """``config["optim"]["lr"]`` by the name ``optim.lr``; ``default`` if there is none."""
+    """``config["optim"]["lr"]`` by the name ``optim.lr``; ``default`` if there is none.
+
+    Nor is a list or a mapping one: stored by a part of the user's own, or by nobody.
+    """
     value: Any = config
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
             return default
         value = value[part]
-    return value
+    return default if isinstance(value, list | dict) else value
+
+
+def number(config: Mapping[str, Any], key: str, default: float | None = None) -> Any:
+    """A setting that is computed with; ``default`` if there is none, or something else."""
+    value = setting(config, key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return default
+    return value if isinstance(value, float) or abs(value) < 2**63 else default
 
 
 def _read(part: Callable[[], Any]) -> Any:
     """A part of a run, or nothing if the run was cut short before it was whole."""
     try:
         found = part()
-    except (OSError, ValueError, KeyError, yaml.YAMLError):
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, Mapping) else {}
 
@@ -339,8 +355,8 @@ def _read(part: Callable[[], Any]) -> Any:
 def _typed(path: Path) -> tuple[str, ...]:
     """The words of a run's command, as Hydra keeps them."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        found = yaml_tree(path)
+    except (OSError, ValueError):
         return ()
     return tuple(map(str, found)) if isinstance(found, list) else ()
 

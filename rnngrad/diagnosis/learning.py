@@ -58,12 +58,14 @@ def _decay_alone(evidence: Evidence) -> float:
 
     ``Π(1 - ηλ)`` over the measured steps; with momentum, what the velocity makes of it.
     """
-    decay = evidence.setting("optim.weight_decay", 0.0) or 0.0
+    decay = evidence.number("optim.weight_decay", 0.0)
     name = evidence.setting("optim.name")
     logged, rates = evidence.metrics.get("step", ()), evidence.metrics.get("lr", ())
     if not decay or name not in ("sgd", "adamw") or not len(logged) or len(evidence.steps) < 2:
         return 1.0
-    momentum = evidence.setting("optim.momentum", 0.0) or 0.0
+    momentum = evidence.number("optim.momentum", 0.0)
+    if evidence.steps[-1] - evidence.steps[0] > 10**7:
+        return 1.0  # going through them one by one would take longer than the rest together
     steps = np.arange(int(evidence.steps[0]), int(evidence.steps[-1]))
     left, velocity = 1.0, 0.0
     for rate in np.interp(steps, logged, np.nan_to_num(rates)).tolist():
@@ -114,10 +116,11 @@ def update_ratio(evidence: Evidence) -> float:
 
 def update_ratios(evidence: Evidence) -> Floats:
     """``‖Δθ‖ / ‖θ‖`` of all parameters at every measured step ``[M]``; empty if unknown."""
-    changes, weights = (
-        [np.square(values) for _, values in evidence.parameters(kind)]
-        for kind in ("update_norm", "norm")
-    )
+    with np.errstate(over="ignore"):
+        changes, weights = (
+            [np.square(values) for _, values in evidence.parameters(kind)]
+            for kind in ("update_norm", "norm")
+        )
     if not changes or not weights:
         return np.empty(0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rnngrad.diagnosis.evidence import SHORTEST, Evidence, setting
+from rnngrad.diagnosis.evidence import SHORTEST, Evidence, number, setting
 from rnngrad.diagnosis.findings import Remedy, once
 from rnngrad.diagnosis.thresholds import clip_thresholds
 
@@ -64,8 +64,12 @@ class Setup:
         return self.seen >= SHORTEST and FAINT < self.max_norm <= EXPLODED
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A setting, as ``optim.lr``."""
+        """A setting, as ``cell.name``."""
         return setting(self.config, key, default)
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        """A setting that is computed with, as ``optim.lr``."""
+        return number(self.config, key, default)
 
     @property
     def cell(self) -> str:
@@ -78,7 +82,7 @@ class Setup:
         penalty = self.get("regularizer.name")
         if penalty == "omega" or (penalty == "orthogonality" and name == "orthogonal"):
             words.append("regularizer=none")
-        if self.get("trainer.recompute_segments", 1) > 1 and name not in ("rnn", "lstm", "gru"):
+        if self.number("trainer.recompute_segments", 1) > 1 and name not in ("rnn", "lstm", "gru"):
             words.append("trainer.recompute_segments=1")
         if name == "orthogonal":
             if self.get("init.recurrent", "torch") not in ("torch", "orthogonal", "identity"):
@@ -117,7 +121,7 @@ def _against_vanishing(setup: Setup) -> Iterator[Remedy]:
             setup.another_cell("orthogonal"),
             "a recurrence by an orthogonal matrix, which cannot vanish",
         )
-    if setup.cell == "rnn" and setup.get("cell.num_layers", 1) == 1:
+    if setup.cell == "rnn" and setup.number("cell.num_layers", 1) == 1:
         phi = setup.get("cell.nonlinearity")
         if phi in OMEGA and setup.get("regularizer.name") == "none":
             yield Remedy(
@@ -142,7 +146,7 @@ def _longer_gates(setup: Setup, chrono: str, remember: str) -> Iterator[Remedy]:
     """Biases with which gates keep what they have."""
     fixed = setup.get("cell.chrono_length") is not None
     if setup.cell == "gru":
-        if not fixed and (setup.get("cell.update_bias") or 0) < 1:
+        if not fixed and (setup.number("cell.update_bias") or 0) < 1:
             yield Remedy("cell.update_bias=1", "an update-gate bias of 1")
         if setup.get("cell.chrono_length") != max(2, setup.time_steps):
             yield Remedy(chrono, remember)
@@ -152,7 +156,7 @@ def _longer_gates(setup: Setup, chrono: str, remember: str) -> Iterator[Remedy]:
         )
         return
     gated = setup.get("cell.forget_gate", True)
-    if gated and not fixed and (setup.get("cell.forget_bias") or 0) < 1:
+    if gated and not fixed and (setup.number("cell.forget_bias") or 0) < 1:
         yield Remedy("cell.forget_bias=1", "a forget-gate bias of 1")
     if setup.cell != "lstm":
         yield Remedy(setup.another_cell("lstm", chrono), f"nn.LSTM with {remember}")
@@ -205,7 +209,7 @@ def _clipping(setup: Setup) -> Iterator[Remedy]:
         yield Remedy(f"clip=norm clip.max_norm={number}", words)
     elif setup.get("clip.norm_type", 2.0) != 2:
         yield Remedy(f"clip.max_norm={number} clip.norm_type=2", words)
-    elif float(setup.get("clip.max_norm", math.inf)) > 1.05 * float(number):
+    elif float(setup.number("clip.max_norm", math.inf)) > 1.05 * float(number):
         yield Remedy(f"clip.max_norm={number}", words)
 
 
@@ -216,7 +220,7 @@ def against_jumps(setup: Setup, largest: float = 0.0) -> tuple[Remedy, ...]:
         setup: Of the run.
         largest: The largest update, as a part of the weights.
     """
-    rate = setup.get("optim.lr")
+    rate = setup.number("optim.lr")
     too_fast = setup.ordinary or setup.get("optim.name") in ADAPTIVE
     if rate is None or not too_fast or not 1 < largest < math.inf:
         return against_exploding(setup)
@@ -228,21 +232,21 @@ def against_jumps(setup: Setup, largest: float = 0.0) -> tuple[Remedy, ...]:
 
 def slower(setup: Setup) -> Iterator[Remedy]:
     """A tenth of the learning rate."""
-    rate = setup.get("optim.lr")
+    rate = setup.number("optim.lr")
     if rate is not None and setup.updated:
         yield Remedy(f"optim.lr={rate / 10:.6g}", f"a learning rate of {rate / 10:.6g}")
 
 
 def faster(setup: Setup) -> Iterator[Remedy]:
     """Ten times the learning rate."""
-    rate = setup.get("optim.lr")
+    rate = setup.number("optim.lr")
     if rate is not None:
         yield Remedy(f"optim.lr={rate * 10:.6g}", f"a learning rate of {rate * 10:.6g}")
 
 
 def longer(setup: Setup) -> Iterator[Remedy]:
     """Twice the budget."""
-    steps = setup.get("trainer.steps")
+    steps = setup.number("trainer.steps")
     if steps is not None:
         yield Remedy(f"trainer.steps={2 * steps}", f"{2 * steps} updates")
 
@@ -301,7 +305,7 @@ def against_depth(setup: Setup) -> tuple[Remedy, ...]:
 
 
 def _against_depth(setup: Setup) -> Iterator[Remedy]:
-    layers = setup.get("cell.num_layers", 1)
+    layers = setup.number("cell.num_layers", 1)
     if layers > 1:
         yield Remedy("cell.num_layers=1", "fewer layers")
     if setup.cell == "rnn" and setup.get("cell.nonlinearity") == "sigmoid":
@@ -317,7 +321,7 @@ def _against_depth(setup: Setup) -> Iterator[Remedy]:
 
 def against_decay(setup: Setup) -> tuple[Remedy, ...]:
     """What lets weights be that no gradient holds up."""
-    if setup.get("optim.weight_decay", 0) > 0:
+    if setup.number("optim.weight_decay", 0) > 0:
         return (Remedy("optim.weight_decay=0", "no weight decay"),)
     if setup.get("regularizer.name", "none") != "none":
         return (Remedy("regularizer=none", "no penalty"),)

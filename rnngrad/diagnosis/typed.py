@@ -6,6 +6,7 @@ key that was typed for one part is refused by the part that takes its place, or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -64,7 +65,12 @@ def _undone(group: str, key: str, name: str) -> str:
 
 
 def _file(group: str, name: str) -> Mapping[str, Any]:
-    """A yaml of the package's menu; nothing of one that a plugin brings."""
+    """A yaml of the package's menu; nothing of one that a plugin brings.
+
+    The name may be from a stored file: it is no path.
+    """
+    if not re.fullmatch(r"\w+", name):
+        return {}
     path = resources.files("rnngrad.conf") / group / f"{name}.yaml"
     found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     return found if isinstance(found, Mapping) else {}

@@ -91,7 +91,7 @@ class Trace:
         self.settings.pop("seed", None)
         metrics = run.metrics
         step = metrics["step"]
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             norm = np.log10(metrics["grad_norm_pre"])
         self.curves = {
             "eval_loss": _present(step, metrics["eval_loss"]),
