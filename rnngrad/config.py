@@ -26,7 +26,17 @@ from rnngrad.measure import MEASURES, Dynamics, Measure, Observer
 from rnngrad.model import SequenceModel, build_model
 from rnngrad.nonfinite import NonFinite
 from rnngrad.optim import OPTIMS, Optim
-from rnngrad.parts import COUNT, MISSING, InputError, Interval, Part, Registry, build, unknown_key
+from rnngrad.parts import (
+    COUNT,
+    MISSING,
+    InputError,
+    Interval,
+    Part,
+    Registry,
+    as_key,
+    build,
+    unknown_key,
+)
 from rnngrad.regularization import REGULARIZERS, SLOPES, Regularizer, recurrent_weights
 from rnngrad.saving import Saver
 from rnngrad.task import TASKS, Task
@@ -153,7 +163,7 @@ class General(Part):
             if self.device.startswith("cpu:"):
                 raise RuntimeError  # cpu under another name, and so another run
             torch.ones(1, device=self.device).item()
-        except (RuntimeError, AssertionError, NotImplementedError):
+        except Exception:  # of torch, or of a backend that it tries to import
             raise InputError(
                 "device", self.device, "is not a device that this torch can use; cpu is"
             ) from None
@@ -390,7 +400,7 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     known = {*REGISTRIES, "trainer", *COMMAND, *General.__dataclass_fields__}
     for key in config:
         if key not in known:
-            raise InputError(key, config[key], unknown_key(key, sorted(known)))
+            raise InputError(as_key(key), config[key], unknown_key(as_key(key), sorted(known)))
     if config.get("resume") is not None:
         allowed = "stands alone on the command line: rnngrad resume=DIR [trainer.steps=N]"
         raise InputError("resume", config["resume"], allowed)

@@ -37,13 +37,15 @@ from typing import (
 
 import yaml
 
+from rnngrad.stored import printable
+
 
 class InputError(ValueError):
     """Bad input, in one line: the key, the value, and what is allowed."""
 
     def __init__(self, key: str, value: Any, allowed: str) -> None:
         shown = f"={_shown(value)}" if value is not MISSING else ""
-        super().__init__(f"{key}{shown}: {allowed}")
+        super().__init__(printable(f"{_cut(key, 100)}{shown}: {allowed}"))
         self.key, self.value, self.allowed = key, value, allowed
 
     def under(self, group: str) -> InputError:
@@ -86,6 +88,9 @@ class Interval:
 COUNT = Interval(low=1, high=10**9)
 POSITIVE = Interval(low=0, without=(0, math.inf))
 
+LARGEST = 2.0**128 - 2.0**104
+"""Of the finite numbers of float32, in which everything is computed."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -97,6 +102,9 @@ class Part:
             value = getattr(self, field.name)
             try:
                 object.__setattr__(self, field.name, _coerce(hints[field.name], value))
+            except OverflowError:
+                allowed = f"is beyond {LARGEST:.2g}, the largest number of float32"
+                raise InputError(field.name, value, allowed) from None
             except ValueError:
                 raise InputError(
                     field.name, value, f"must be {in_words(hints[field.name])}"
@@ -166,8 +174,9 @@ def build(part: type[P], settings: Mapping[str, Any], group: str) -> P:
     known = [field.name for field in fields(part)]  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
-            allowed = unknown_key(f"{group}.{key}", [f"{group}.{name}" for name in known])
-            raise InputError(f"{group}.{key}", settings[key], allowed)
+            typed = f"{group}.{as_key(key)}"
+            allowed = unknown_key(typed, [f"{group}.{name}" for name in known])
+            raise InputError(typed, settings[key], allowed)
     for key in known:
         if key not in settings:
             raise InputError(f"{group}.{key}", MISSING, "is missing")
@@ -177,9 +186,14 @@ def build(part: type[P], settings: Mapping[str, Any], group: str) -> P:
         raise error.under(group) from None
 
 
+def as_key(key: Any) -> str:
+    """A key of a mapping, which need not be a text, as one that can be shown."""
+    return key if isinstance(key, str) else _shown(key)
+
+
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """What to say of a key that does not exist, with the nearest that does."""
-    known = list(known)
+    known, key = list(known), key[:100]
     near = difflib.get_close_matches(key, known, 1)
     known = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
     if near:
@@ -188,7 +202,12 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def _coerce(hint: Any, value: Any) -> Any:
-    """``value`` as what ``hint`` asks for; ValueError if it is not that."""
+    """``value`` as what ``hint`` asks for.
+
+    Raises:
+        OverflowError: It is a number that float32 does not have.
+        ValueError: It is not that.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         value = _coerce(args[0], value)
@@ -218,7 +237,9 @@ def _coerce(hint: Any, value: Any) -> Any:
         raise ValueError  # true is not the number 1
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e4 steps
-    if hint is float and isinstance(value, int):
+    if hint is float and isinstance(value, int | float):
+        if LARGEST < abs(value) < math.inf:
+            raise OverflowError
         return float(value)
     if value is None and hint is type(None):
         return value
@@ -260,8 +281,14 @@ def _plain(number: float) -> str:
 def _shown(value: Any) -> str:
     """As it is typed; a text that looks like a number with its quotes."""
     if isinstance(value, str) and re.fullmatch(r"[-+.\deE]*", value):
-        return repr(value)
-    text = (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
-    return text if len(text) <= 60 else text[:57] + "..."
+        return _cut(repr(value), 60)
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    try:
+        return _cut(str(value), 60)
+    except (ValueError, RecursionError):  # Python does not write a very long integer
+        return f"({type(value).__name__})"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."

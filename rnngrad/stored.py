@@ -63,17 +63,18 @@ def opened(path: Path, limit: int) -> IO[bytes]:
     if path.is_symlink() or path.parent.is_symlink() and path.parent.name == ".hydra":
         raise Unreadable(path, "is a symbolic link, or lies in one; these are not followed")
 
-    def without_waiting(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-
-    file = open(path, "rb", opener=without_waiting)
-    status = os.fstat(file.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
-        return file
-    file.close()
-    if not stat.S_ISREG(status.st_mode):
-        raise Unreadable(path, "is not a file")
-    raise Unreadable(path, f"has {status.st_size:,} bytes; {limit:,} are allowed")
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    number = os.open(path, os.O_RDONLY | flags)
+    try:
+        status = os.fstat(number)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable(path, "is a directory or a device")
+        if status.st_size > limit:
+            raise Unreadable(path, f"has {status.st_size:,} bytes; {limit:,} are allowed")
+        return os.fdopen(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
 
 
 def lines_of(path: Path, limit: int) -> Iterator[str]:
@@ -111,19 +112,29 @@ def array_of(path: Path, dtype: npt.DTypeLike, limit: int) -> npt.NDArray[Any]:
             raise Unreadable(path, f"has {size:,} bytes, more than there is memory") from None
 
 
-def text_of(path: Path, limit: int = TEXT_LIMIT) -> str:
+def bytes_of(path: Path, limit: int) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        Unreadable: It is no file, or too large.
+        OSError: It is not there, or the system will not let us.
+    """
+    with opened(path, limit) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:  # it grows, or the system makes it up as it is read
+        raise Unreadable(path, f"has more than the {limit:,} bytes that are allowed")
+    return data
+
+
+def text_of(path: Path) -> str:
     """A file's text, without the mark that some editors put at the beginning.
 
     Raises:
         Unreadable: It is no file, too large, or not UTF-8.
         OSError: It is not there, or the system will not let us.
     """
-    with opened(path, limit) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise Unreadable(path, "is being changed")
     try:
-        return data.decode("utf-8-sig")
+        return bytes_of(path, TEXT_LIMIT).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Unreadable(path, f"byte {error.start} is not UTF-8") from None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from rnngrad.parts import COUNT, InputError, Interval
+from rnngrad.stored import Unreadable, bytes_of
 from rnngrad.task import EVALUATION_CHUNK, TASKS, Batch, Task, training_generator
 
 MAX_BYTES = 100_000_000
@@ -81,6 +82,8 @@ class Chars(Task):
             return _read(file, seen.st_size, seen.st_mtime_ns)
         except OSError as error:
             why = error.strerror or "an error of the system"
+        except Unreadable as error:
+            why = error.why
         except ValueError as error:
             why = str(error)
         raise InputError("path", self.path, f"must be a text file: {why}")
@@ -180,11 +183,7 @@ def _read(file: Path, size: int, changed: int) -> tuple[str, Tensor, str]:
         OSError: It cannot be read.
         ValueError: It is no file, too large, not UTF-8, or has one character only.
     """
-    if file.exists() and not file.is_file():
-        raise ValueError("this is a directory or a device")
-    if size > MAX_BYTES:
-        raise ValueError(f"of at most {MAX_BYTES:,} bytes; this has {size:,}")
-    data = file.read_bytes()
+    data = bytes_of(file, MAX_BYTES)
     try:
         text = data.decode("utf-8-sig")  # a mark that says so is no character
     except UnicodeDecodeError as error:

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from rnngrad.config import experiment
+from rnngrad.launcher import plain
+from rnngrad.parts import InputError
 from rnngrad.runs import read_config, read_summary
 from rnngrad.stored import NODE_LIMIT, TEXT_LIMIT, Unreadable
 
@@ -136,7 +140,7 @@ def test_what_is_no_file_of_a_runs_size_is_not_read(kind: str, read: Any, tmp_pa
     else:
         with path.open("wb") as file:
             file.truncate(2**40)
-    with pytest.raises((Unreadable, IsADirectoryError)):
+    with pytest.raises(Unreadable):
         read(path)
 
 
@@ -146,3 +150,50 @@ def test_a_folder_of_stored_settings_that_is_a_link_is_not_followed(tmp_path: Pa
     (tmp_path / ".hydra").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Unreadable, match="symbolic link"):
         read_config(tmp_path / ".hydra" / "config.yaml")
+
+
+# --- configurations
+
+
+def _nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+REFUSED: list[tuple[Any, Any, str]] = [
+    ("trainer.steps", "\x1b[2J\n", "trainer.steps= [2J : must be an integer >= 1"),
+    ("trainer.steps", 10**5000, "trainer.steps=(int): must be an integer >= 1"),
+    ("trainer.steps", _nested(5000), "trainer.steps=(list): must be an integer >= 1"),
+    ("trainer.\n", 1, "trainer. =1: no such key"),
+    ("trainer." + "x" * 100_000, 1, "...=1: no such key"),
+    (3, 1, "3=1: no such key"),
+    (None, 1, "null=1: no such key"),
+    ("clip.max_norm", 10**400, "is beyond 3.4e+38, the largest number of float32"),
+    ("clip.max_norm", 1e300, "clip.max_norm=1e+300: is beyond 3.4e+38, the largest"),
+    ("cell.forget_bias", -1e300, "cell.forget_bias=-1e+300: is beyond 3.4e+38"),
+    ("device", "privateuseone", "device=privateuseone: is not a device that this torch"),
+    ("device", "hpu", "device=hpu: is not a device that this torch can use; cpu is"),
+    ("device", "cpu\0", "device=cpu : is not a device that this torch can use; cpu is"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "says"), REFUSED, ids=[says for _, _, says in REFUSED])
+def test_what_no_part_can_be_made_of_is_one_line(key: Any, value: Any, says: str) -> None:
+    config = defaults()
+    group, _, inner = str(key).partition(".")
+    if inner:
+        config[group][inner] = value
+    else:
+        config[key] = value
+    with pytest.raises(InputError) as refused:
+        experiment(config)
+    said = str(refused.value)
+    assert says in said and said.isprintable() and len(said) < 600
+
+
+def defaults() -> dict[str, Any]:
+    """The configuration of a command line without any words."""
+    with initialize_config_module("rnngrad.conf", version_base="1.3"):
+        return plain(compose("config"))

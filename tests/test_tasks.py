@@ -767,7 +767,7 @@ BAD_TEXTS = [
     (b"aaaaaaaa" * 100, "with at least 2 different characters"),
     (b"abc\xff" * 100, "byte 3 is not UTF-8"),
     (b"ab" * 100, "length=100: must be under 20, "),
-    (b"ab" * 600, "of at most 1,000 bytes; this has 1,200"),
+    (b"ab" * 600, "has 1,200 bytes; 1,000 are allowed"),
 ]
 
 
@@ -788,8 +788,8 @@ def test_a_bad_text_is_refused_in_one_line(
     [
         (None, "task.path=null: must be a text file; give task.path=FILE"),
         ("/no/such/file", "task.path=/no/such/file: must be a text file: No such file"),
-        (str(TEXT.parent), "this is a directory or a device"),
-        ("", "this is a directory or a device"),
+        (str(TEXT.parent), "is a directory or a device"),
+        ("", "is a directory or a device"),
         ("a\0b", "must be a text file"),
         (3, "task.path=3: must be a text or null"),
     ],
