@@ -487,6 +487,24 @@ def test_a_gradient_that_is_not_finite_leaves_itself_and_the_state_as_they_were(
     assert clipper.state_dict() == state
 
 
+@pytest.mark.parametrize("kind", ["plain", "mixed dtypes", "not contiguous", "0-dim"])
+@pytest.mark.parametrize("where", [0, -1])
+def test_what_is_not_finite_is_seen_and_left_in_gradients_of_every_form(
+    where: int, kind: str, clip: Clip
+) -> None:
+    for bad in (math.nan, math.inf, -math.inf):
+        made = parameters(*shapes(kind), weight=0.25)
+        for (_, parameter), grad in zip(made, shapes(kind), strict=True):  # its strides kept
+            parameter.grad = grad
+        grad = made[where][1].grad
+        assert grad is not None
+        grad[(-1,) * grad.dim()] = bad
+        before = bits(copies_of(made))
+        report = once(clip, made)
+        assert not report.finite and not report.clipped and report.coef == 1
+        assert bits(copies_of(made)) == before
+
+
 def test_a_finite_gradient_of_1e30_is_not_infinite(clip: Clip) -> None:
     made = parameters([1e30, 1e30], [1e30])
     report = once(clip, made)
@@ -613,16 +631,21 @@ def test_the_state_of_another_rule_is_refused() -> None:
         audit.load_state_dict(ClipAudit({"value": rule("value")}, made).state_dict())
 
 
+@pytest.mark.parametrize("last", [0.5, 1.0])
+@pytest.mark.parametrize("steps", [30_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", STATEFUL)
-def test_the_memory_of_100000_steps_is_bounded(name: str) -> None:
-    """Norms that fall, so that little is clipped: the test is of the state alone."""
+def test_the_memory_of_a_rule_is_bounded_however_many_steps_there_are(
+    name: str, steps: int, last: float
+) -> None:
+    """Norms that fall, or stay the same, so that little is clipped: the test is of the state."""
     clip = rule(name)
     state, grads = clip.initial_state(), [torch.ones(1, dtype=torch.float64)]
     limit = max([200, *(v for v in dataclasses.asdict(clip).values() if isinstance(v, int))])
-    for norm in torch.linspace(1.0, 0.5, 100_000, dtype=torch.float64).tolist():
+    for norm in torch.linspace(1.0, last, steps, dtype=torch.float64).tolist():
         grads[0].fill_(norm)
         outcome = clip.clip_(Gradient(("readout.weight",), grads, grads, norm), state)
         assert math.isnan(outcome.threshold) or 0 < outcome.threshold < math.inf
+        assert not outcome.skip and grads[0].item() > 0
     assert sum(len(v) if isinstance(v, list) else 1 for v in state.values()) <= 2 * limit + 3
 
 
