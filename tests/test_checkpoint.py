@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -35,6 +36,7 @@ from rnngrad.parts import InputError, NothingUsable
 from tests.faults import (
     Faults,
     PowerCut,
+    content,
     cut_power,
     forge,
     safetensors_file,
@@ -296,10 +298,13 @@ def test_the_best_saved_once_more_is_still_the_best(tmp_path: Path) -> None:
     assert best_step(tmp_path) == 3
 
 
+@pytest.mark.parametrize("times", [(2e9, 1e9), (1e9, 1e9)], ids=["jumped back", "stood still"])
 @pytest.mark.parametrize("before", [9, 99, 999_999_999])
-def test_order_is_by_number_not_by_text_or_clock(before: int, tmp_path: Path) -> None:
+def test_order_is_by_number_not_by_text_or_clock(
+    before: int, times: tuple[float, float], tmp_path: Path
+) -> None:
     older, newer = saved(tmp_path, before, before + 1)
-    for path, time in ((older, 2e9), (newer, 1e9)):  # the clock jumped back
+    for path, time in zip((older, newer), times, strict=True):
         for file in (*path.iterdir(), path):
             os.utime(file, (time, time))
     assert load(tmp_path).step == before + 1
@@ -647,6 +652,53 @@ def test_a_call_that_fails_is_told_once_and_leaves_what_was_there(
         assert steps(directory) == [1, last, 5]
         assert best_step(directory) == 1
     assert told > 15 and quiet > 15
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "in a thread"])
+@pytest.mark.parametrize(
+    "place", ["safetensors.torch.save", "json.dumps", "hashlib.sha256", "os.write", "os.fsync"]
+)
+def test_what_is_raised_in_writing_out_the_state_leaves_nothing_of_it(
+    place: str, asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Surprise(Exception):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise Surprise
+
+    saved(tmp_path, 1, 2, 3)
+    before = sorted(tmp_path.glob("**/*"))
+    with monkeypatch.context() as patch, pytest.raises(Surprise):
+        patch.setattr(place, fail)
+        save_4(tmp_path, asynchronous)
+    assert sorted(tmp_path.glob("**/*")) == before
+    whole(tmp_path, 2, 3)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "in a thread"])
+@pytest.mark.parametrize("size", [1, 12_345, 100_000])
+def test_a_file_that_the_system_lets_grow_no_further_leaves_what_was_there(
+    size: int, asynchronous: bool, tmp_path: Path
+) -> None:
+    """No simulation: the kernel takes a part of the bytes, and refuses the rest."""
+    tensors, values = content(1)
+    save(tmp_path, 1, tensors, values)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            if asynchronous:
+                with AsyncCheckpointer(tmp_path) as checkpointer:
+                    checkpointer.save(2, *content(2))
+            else:
+                save(tmp_path, 2, *content(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert steps(tmp_path) == [1] and same(load(tmp_path).tensors, tensors)
+    save(tmp_path, 2, *content(2))
+    assert load(tmp_path).values == content(2)[1]
 
 
 def test_an_interrupt_in_any_call_leaves_what_was_there(
