@@ -528,6 +528,19 @@ def test_before_backward_there_is_nothing_to_clip_and_the_rule_says_where_it_bel
         ClipAudit({"it": clip}, model.named_parameters())()
 
 
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"agc"}))
+def test_no_parameters_at_all_are_told_like_a_missing_backward(name: str) -> None:
+    with pytest.raises(RuntimeError, match="no parameter has a gradient"):
+        Clipper(rule(name), [])()
+
+
+def test_agc_of_no_parameters_has_none_to_exclude() -> None:
+    with pytest.raises(InputError, match="exclude=readout: must be null"):
+        Clipper(rule("agc"), [])
+    with pytest.raises(RuntimeError, match="no parameter has a gradient"):
+        Clipper(rule("agc", exclude=None), [])()
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_zero_gradients_have_coefficient_1_and_say_nothing_about_the_scale(name: str) -> None:
     made = parameters([0.0, 0.0], [0.0])

@@ -18,6 +18,7 @@ import yaml
 from filelock import FileLock
 
 from rnngrad.__main__ import OUTCOMES, run_command
+from rnngrad.checkpoint import load
 from rnngrad.runs import Run, find_runs
 
 TINY = [
@@ -595,6 +596,7 @@ def test_what_a_plugin_raises_is_exit_1_and_one_line_that_says_where(
     assert code == 1 and re.fullmatch(rf"rnngrad: failed: {said} \(traceback in {log}\)", line)
     assert "Traceback" not in out and Run(path).summary["status"] == "failed"
     assert "in deeper" in (path / "rnngrad.log").read_text()
+    assert load(path / "checkpoint").step == 0
 
 
 FAILING_TASK = """\
