@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars, text
 
 from rnngrad.runs import Floats, Run
+from rnngrad.tracking.events import EventFile
 from rnngrad.tracking.heatmap import picture, png
 from rnngrad.tracking.hparams import session_end, session_start
 from rnngrad.tracking.profile import histogram
@@ -74,7 +74,7 @@ class Board:
         self._chance_loss = chance_loss
         self._settings = settings
         self._noise = NoiseScale()
-        self._writer = FileWriter(str(directory), flush_secs=5)
+        self._writer = EventFile(directory)
         self._clock = (0, time.perf_counter())
         if again:
             self._go_on()
@@ -123,6 +123,7 @@ class Board:
         rested = self._clock[1] - self._drawn_at > self._drawing / SHARE
         if "eval_loss" in row and step >= GROWTH * self._drawn and rested:
             self._draw(step)
+        self._writer.flush()
 
     def measured(self, step: int, quantities: Mapping[str, Any]) -> None:
         """What was measured at a step, as ``Tracker.measured`` takes it."""
@@ -158,7 +159,7 @@ class Board:
             self._noise.add({name: values[row] for name, values in measures.items()})
         # it forgets what it has read of this step and later ones
         start = SessionLog(status=SessionLog.START)
-        self._writer.add_event(Event(step=step + 1, session_log=start))
+        self._writer.add(Event(step=step + 1, session_log=start))
         self._clock = (step, time.perf_counter())
 
     def _draw(self, step: int) -> None:

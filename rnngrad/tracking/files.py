@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,8 @@ from rnngrad.runs import (
     Floats,
 )
 from rnngrad.tracking.board import Board
+from rnngrad.tracking.events import event_files
+from rnngrad.written import Appended, replace
 
 _DATA = (METRICS, BPTT, MEASURES, UPDATES)
 """What is appended to, and cut back when a run goes on from a checkpoint."""
@@ -127,32 +131,43 @@ class Tracker:
         self._columns = [*COLUMNS, *columns]
         self._settings = settings
         self._position = position
+        self._has_news = position is None  # else the earlier attempt's summary stays for now
+        self._files: list[Appended] = []
+        self._closing: list[Callable[[], None]] = []
         if position is not None:
             self._check(position)
 
     def __enter__(self) -> Tracker:
         """Opens the files."""
+        try:
+            self._open()
+        except BaseException as error:
+            self._close(error)
+            raise
+        return self
+
+    def _open(self) -> None:
         position, again = self._position, self._position is not None
         if position is None:
             self._clear()
-            position = {"layout": None, "measured": None, "clipped": [0.0, 0]}
+            position = {"layouts": {}, "clipped": [0.0, 0]}
         else:
-            _cut_back(self.directory, position["files"])
-        self._layout: dict[str, Any] | None = position["layout"]
-        self._measured: dict[str, int | None] | None = position["measured"]
+            _cut_back(self.directory, position)
+        layouts = {name: json.loads(text) for name, text in position["layouts"].items()}
+        self._layout: dict[str, Any] | None = layouts.get(BPTT_LAYOUT)
+        self._measured: dict[str, int | None] | None = layouts.get(MEASURES_LAYOUT)
         self._clipped_sum, self._clipped_count = position["clipped"]
         """Of the fractions that ``bptt_clip`` has clipped, by logged step and layer."""
         self._write_summary()
-        self._metrics: IO[str] = (self.directory / METRICS).open("a", encoding="utf-8", newline="")
-        self._csv = csv.DictWriter(self._metrics, self._columns, lineterminator="\n")
+        for name in _DATA:
+            self._files.append(Appended(self.directory / name))
+            self._closing.append(self._files[-1].close)
+        self._metrics, self._bptt, self._measures, self._updates = self._files
         if not again:
-            self._csv.writeheader()
-        self._bptt = (self.directory / BPTT).open("ab")
-        self._measures = (self.directory / MEASURES).open("ab")
-        self._updates = (self.directory / UPDATES).open("ab")
+            self._write_row(dict(zip(self._columns, self._columns, strict=True)))
         chance = self._summary["chance_loss"]
         self._board = Board(self.directory, chance, self._settings, again=again)
-        return self
+        self._closing.append(lambda: self._board.close(self._summary))
 
     def updated(self, loss: float, grad_norm_pre: float, clip_coef: float) -> None:
         """One update, logged or not."""
@@ -165,7 +180,7 @@ class Tracker:
         layout = {name: np.size(q) if np.ndim(q) else None for name, q in quantities.items()}
         if self._measured is None:
             self._measured = layout
-            _replace(self.directory / MEASURES_LAYOUT, json.dumps(layout))
+            replace(self.directory / MEASURES_LAYOUT, json.dumps(layout))
         if layout != self._measured:
             raise ValueError(f"step {step}: measured {layout}, but the run has {self._measured}")
         self._measures.write(np.concatenate([[float(step)], *values.values()]).tobytes())
@@ -189,13 +204,14 @@ class Tracker:
 
     def log(self, row: Mapping[str, float]) -> None:
         """One row of metrics.csv."""
-        self._csv.writerow(row)
+        self._write_row(row)
         self._metrics.flush()
         self._updates.flush()
         self._board.log(row)
 
     def finish(self, result: Result) -> None:
         """How the run ended, or how far it has come if it is ``running``."""
+        self._has_news = True
         self._summary |= asdict(result)
         if self._clipped_count:
             self._summary["bptt_clip_fraction"] = self._clipped_sum / self._clipped_count
@@ -206,22 +222,21 @@ class Tracker:
         for file in self._files:
             file.flush()
         self._board.flush()
-        paths = [*(Path(file.name) for file in self._files), *_event_files(self.directory)]
+        layouts = {BPTT_LAYOUT: self._layout, MEASURES_LAYOUT: self._measured}
+        paths = [*(file.path for file in self._files), *event_files(self.directory)]
         return {
             "files": {path.name: path.stat().st_size for path in paths},
-            "layout": self._layout,
-            "measured": self._measured,
+            # as text: the order of keys matters, and a checkpoint does not keep it
+            "layouts": {
+                name: json.dumps(layout) for name, layout in layouts.items() if layout is not None
+            },
             "clipped": [self._clipped_sum, self._clipped_count],
         }
 
     def sync(self) -> None:
         """Makes what has been written so far outlive a power cut; from any thread."""
         for file in self._files:
-            os.fsync(file.fileno())
-
-    @property
-    def _files(self) -> tuple[IO[Any], ...]:
-        return self._metrics, self._bptt, self._measures, self._updates
+            file.sync()
 
     def diagnosed(self, diagnosis: Mapping[str, Any]) -> None:
         """What is wrong with the run, in plain values: ``Diagnosis.as_dict()``."""
@@ -234,26 +249,44 @@ class Tracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._summary["status"] == "running":
-            if isinstance(error, KeyboardInterrupt):
-                self._summary["status"] = "interrupted"
-            else:
-                self._summary |= {"status": "failed", "reason": repr(error)}
-        try:
-            for file in self._files:
-                file.close()
-            self._write_summary()
-            self._board.close(self._summary)
-        except OSError:
-            if error is None:  # else what is on its way matters more, and the disk may be full
-                raise
+        failure = self._close(error)
+        if failure is not None and error is None:
+            raise failure
+
+    def _close(self, error: BaseException | None) -> OSError | None:
+        """Closes all files, whatever becomes of the others; what went wrong first in doing so.
+
+        The summary comes last: a run is completed only when everything else is there.
+        """
+        failure = None
+        self._ends_in(error)
+        steps: list[Callable[[], None]] = [*self._closing, partial(self._write_summary, ended=True)]
+        for step in steps:
+            try:
+                step()
+            except OSError as told:  # an error on its way matters more; the disk may be full
+                failure = failure or told
+                self._ends_in(error or told)
+        return failure
+
+    def _ends_in(self, error: BaseException | None) -> None:
+        """What an error, or having been left too early, means for the run."""
+        if isinstance(error, KeyboardInterrupt):
+            self._summary["status"] = "interrupted"
+        elif error is not None or self._summary["status"] == "running":
+            self._summary |= {"status": "failed", "reason": repr(error)}
+
+    def _write_row(self, row: Mapping[str, Any]) -> None:
+        line = io.StringIO()
+        csv.DictWriter(line, self._columns, lineterminator="\n").writerow(row)
+        self._metrics.write(line.getvalue().encode())
 
     def _append(self, profiles: dict[str, dict[str, Floats]], step: int) -> None:
         rows = [values for kinds in profiles.values() for values in kinds.values()]
         layers = {layer: list(kinds) for layer, kinds in profiles.items()}
         if self._layout is None:
             self._layout = {"T": self._time_steps, "layers": layers}
-            _replace(self.directory / BPTT_LAYOUT, json.dumps(self._layout))
+            replace(self.directory / BPTT_LAYOUT, json.dumps(self._layout))
         width = self._layout["T"]
         if layers != self._layout["layers"] or any(len(row) > width for row in rows):
             raise ValueError(
@@ -269,7 +302,7 @@ class Tracker:
 
     def _check(self, position: Mapping[str, Any]) -> None:
         """That the files are there, are this run's, and reach as far."""
-        if set(position) != {"files", "layout", "measured", "clipped"}:
+        if set(position) != {"files", "layouts", "clipped"}:
             raise NothingUsable(f"{self.directory}: the checkpoint does not say where files end")
         for name in _DATA:
             path, size = self.directory / name, position["files"].get(name)
@@ -288,12 +321,17 @@ class Tracker:
     def _clear(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         mine = (*_DATA, BPTT_LAYOUT, MEASURES_LAYOUT)
-        for path in (*(self.directory / name for name in mine), *_event_files(self.directory)):
+        for path in (*(self.directory / name for name in mine), *event_files(self.directory)):
             path.unlink(missing_ok=True)
 
-    def _write_summary(self) -> None:
-        text = json.dumps(_finite(self._summary), indent=2, allow_nan=False)
-        _replace(self.directory / SUMMARY, text + "\n")
+    def _write_summary(self, *, ended: bool = False) -> None:
+        if not self._has_news:
+            return
+        summary = self._summary
+        if summary["status"] == "completed" and not ended:
+            summary = summary | {"status": "running"}
+        text = json.dumps(_finite(summary), indent=2, allow_nan=False)
+        replace(self.directory / SUMMARY, text + "\n")
 
 
 def profile(layer: LayerRecord) -> dict[str, Floats]:
@@ -308,20 +346,21 @@ def profile(layer: LayerRecord) -> dict[str, Floats]:
     return kinds
 
 
-def _event_files(directory: Path) -> list[Path]:
-    """TensorBoard's, in the order in which it reads them."""
-    return sorted(directory.glob("events.out.tfevents.*"))
-
-
-def _cut_back(directory: Path, sizes: Mapping[str, int]) -> None:
+def _cut_back(directory: Path, position: Mapping[str, Any]) -> None:
     """Has every file end where it did."""
+    sizes, layouts = position["files"], position["layouts"]
     for name in _DATA:
         os.truncate(directory / name, sizes[name])
-    for path in _event_files(directory):  # a view of the others: a lost one is no loss
+    for path in event_files(directory):  # a view of the others: a lost one is no loss
         if path.name not in sizes or path.is_symlink():
             path.unlink()
         elif sizes[path.name] < path.stat().st_size:
             os.truncate(path, sizes[path.name])
+    for name in (BPTT_LAYOUT, MEASURES_LAYOUT):
+        if name in layouts:  # the system may have lost it since
+            replace(directory / name, layouts[name])
+        else:
+            (directory / name).unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:
@@ -336,10 +375,3 @@ def _finite(value: Any) -> Any:
 def _float32(value: float) -> float:
     """What ``struct`` can pack: beyond float32's range it raises instead of rounding."""
     return math.copysign(math.inf, value) if abs(value) > 3.4e38 else value
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes ``path`` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

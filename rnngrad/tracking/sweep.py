@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars, text
 
 from rnngrad.runs import Floats, Run, differences, table
 from rnngrad.tracking.board import image
+from rnngrad.tracking.events import EventFile
 from rnngrad.tracking.heatmap import picture
 from rnngrad.tracking.hparams import Value, flatten, group_name
 from rnngrad.tracking.text import markdown_table, verbatim
@@ -61,7 +61,7 @@ def summarize(directory: str | Path, runs: Iterable[Run]) -> Path:
     _remove_events(target)
     traces = [Trace(run) for run in runs]
     groups = group_seeds(traces)
-    writer = FileWriter(str(target))
+    writer = EventFile(target)
     writer.add_summary(custom_scalars(_layout()))
     for name, said in _texts(traces, groups):
         writer.add_summary(text(name, said), 0)
@@ -234,7 +234,7 @@ def _write_curves(directory: Path, group: Seeds) -> None:
                     Summary.Value(tag=f"_summary/{quantity}_{name}", simple_value=value)
                     for name, value in zip(QUANTILES, column, strict=True)
                 ]
-    writer = FileWriter(str(directory))
+    writer = EventFile(directory)
     for step in sorted(values):
         writer.add_summary(Summary(value=values[step]), step)
     writer.close()

@@ -1,0 +1,76 @@
+"""Writing what lies in a run directory: whole or appended to, and every error names the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Appended:
+    """A file that is only ever appended to, from where it ends now.
+
+    Every error names it: those of Python's own files do not, and a full disk is told of by
+    whichever write comes next.
+
+    Args:
+        path: Is made if it is missing; a link is not followed.
+
+    Raises:
+        OSError: From every method too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with naming(path):
+            self._file = open(path, "ab", opener=_without_links)
+
+    def write(self, data: bytes) -> None:
+        """Appends, in memory for the time being."""
+        with naming(self.path):
+            self._file.write(data)
+
+    def flush(self) -> None:
+        """Hands over to the system what was written."""
+        with naming(self.path):
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Makes what was flushed outlive a power cut; from any thread."""
+        with naming(self.path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flushes and closes; an error leaves it closed too."""
+        with naming(self.path):
+            self._file.close()
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes ``path`` whole or not at all; what was to become it is not left behind.
+
+    Only who holds the run's lock may.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with naming(path):
+        try:
+            with open(temporary, "wb", opener=_without_links) as file:
+                file.write(text.encode())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system in ``with`` name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
