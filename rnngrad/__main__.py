@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from rnngrad.explain import blame, explain
-from rnngrad.launcher import InUse, lock_directory, plain, register_run_name
+from rnngrad.launcher import (
+    InUse,
+    lock_directory,
+    plain,
+    register_run_name,
+    store_texts,
+    stored_texts,
+)
 from rnngrad.parts import MISSING, InputError, NothingUsable
 from rnngrad.resume import (
     CHECKPOINTS,
@@ -144,7 +151,7 @@ def job(config: DictConfig) -> float:
 
         values = plain(config)
         load_plugins(values, settings.overrides.task)
-        return _run(values, directory)
+        return _run(values, directory, stored_texts(config))
 
     code, objective = _guarded(run, directory, config.get("plugins") or [])
     line = f"{code}\t{directory}\t{sweep}\t;"
@@ -184,7 +191,7 @@ def resume(directory: Path, overrides: list[str]) -> int:
         steps = experiment(values).trainer.steps
 
     def run() -> tuple[int, float]:
-        return _run(values, directory, again=True, steps=steps)
+        return _run(values, directory, {}, again=True, steps=steps)
 
     with _logging_to(directory / "rnngrad.log"):
         code, _ = _guarded(run, directory, named)
@@ -205,6 +212,7 @@ def _given(overrides: list[str]) -> dict[str, Any]:
 def _run(
     values: dict[str, Any],
     directory: Path,
+    texts: Mapping[str, str],
     *,
     again: bool = False,
     steps: int | None = None,
@@ -216,6 +224,7 @@ def _run(
     Args:
         values: The configuration.
         directory: Of the run.
+        texts: Files that say how it was started; those of its first start stay.
         again: There must be a checkpoint.
         steps: What ``trainer.steps`` is to be raised to.
     """
@@ -224,6 +233,7 @@ def _run(
 
     spec = experiment(values)
     with Signals() as signals, lock_directory(directory):
+        store_texts(directory, texts)
         before = _summary(directory)
         planned = before.get("planned_steps")
         planned = planned if isinstance(planned, int) else spec.trainer.steps

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rnngrad.parts import MISSING, InputError
 from rnngrad.runs import CONFIG, LOCK, read_config
+from rnngrad.written import replace
 
 
 class InUse(Exception):
@@ -98,8 +99,8 @@ def check_job(config: DictConfig, *directory_keys: str) -> Path:
     from rnngrad.config import experiment, load_plugins  # torch: only once Hydra has found no fault
 
     values = plain(config)
-    if config.hydra.output_subdir != ".hydra":
-        raise InputError("hydra.output_subdir", config.hydra.output_subdir, "must stay .hydra")
+    if config.hydra.output_subdir is not None:  # Hydra empties the files there, then writes them
+        raise InputError("hydra.output_subdir", config.hydra.output_subdir, "must stay null")
     overrides = overrides_of(config, "task")
     for override in overrides:
         key, _, value = override.partition("=")
@@ -144,6 +145,28 @@ def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None
                 )
     if (directory / LOCK).exists():
         lock_directory(directory).release()
+
+
+def stored_texts(config: DictConfig) -> dict[str, str]:
+    """What a run keeps of how it was started, by file; its configuration comes last."""
+    hydra: Any = HydraConfig.instance().cfg
+    parts = {"overrides": hydra.hydra.overrides.task, "hydra": hydra, "config": config}
+    return {f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()}
+
+
+def store_texts(directory: Path, texts: Mapping[str, str]) -> None:
+    """Keeps how a run was started, unless it has been started before.
+
+    Only who holds the run's lock may. A run whose configuration is there at all has it whole.
+    """
+    if (directory / CONFIG).exists():
+        return
+    for name, text in texts.items():
+        path = directory / name
+        if path.parent.is_symlink():
+            raise InputError("hydra.run.dir", directory, f"its {path.parent.name} is a link")
+        path.parent.mkdir(exist_ok=True)
+        replace(path, text)
 
 
 def lock_directory(directory: Path) -> FileLock:

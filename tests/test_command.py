@@ -145,7 +145,7 @@ BAD = [
     ("task.length=11111111111111111111", "must be an integer >= 2 and <= 1000000000"),
     ("device=meta", "device=meta: is not a device that this torch can use"),
     ("device=cpu:0", "device=cpu:0: is not a device that this torch can use"),
-    ("hydra.output_subdir=null", "hydra.output_subdir=null: must stay .hydra"),
+    ("hydra.output_subdir=kept", "hydra.output_subdir=kept: must stay null"),
     ("hydra.mode=FOO", "hydra.mode=FOO: "),
     ("--multirun --cfg job", "Only one of --run, --multirun, --cfg"),
     ("--resolve", "The --resolve flag can only be used in conjunction with"),
