@@ -61,9 +61,11 @@ class Saver:
 
     def begin(self, training: Training) -> None:
         """Saves a run that has just begun, so that there is always something to go on from."""
-        if training.progress.step == 0:
+        progress = training.progress
+        if progress.step == 0:
             self.save(training)
-        self._saved_step = training.progress.step
+        # with its evaluation owed, a step is saved once more when that is there
+        self._saved_step = progress.step if progress.row is None else None
 
     def after_update(self, training: Training, *, best: bool, now: bool) -> None:
         """Saves if it is time to, or this is the best state so far.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import random
 import shutil
+import signal
 import struct
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,6 +21,7 @@ import yaml
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor, nn
 
+from rnngrad.__main__ import _run
 from rnngrad.checkpoint import (
     STATE,
     TENSORS,
@@ -164,6 +168,62 @@ def train(
     with tracker:
         tracker.finish(training.run())
     return training
+
+
+class Asked:
+    """Stands for ``Signals``: a run is to stop from the time on that it has asked so often.
+
+    Attributes:
+        asked: How often it did.
+    """
+
+    def __init__(self, often: float = math.inf) -> None:
+        self.often, self.asked = often, 0
+
+    @property
+    def number(self) -> int | None:
+        return signal.SIGTERM if self.asked > self.often else None
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.number is not None
+
+    def __enter__(self) -> Asked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+def command(
+    values: Mapping[str, Any], directory: Path, often: float = math.inf, **options: Any
+) -> tuple[int, int]:
+    """A run as the command line makes it or goes on with it, until it has asked ``often``.
+
+    Returns:
+        Exit code, and how often it asked whether to stop.
+    """
+    asked = Asked(often)
+    directory.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)  # nobody cuts the power here
+        patch.setattr("rnngrad.__main__.Signals", lambda: asked)
+        code, _ = _run(dict(values), directory, **options)
+    return code, asked.asked
+
+
+def everything(directory: Path) -> dict[Any, bytes]:
+    """What a run has left: its files, what TensorBoard shows, and its last checkpoint."""
+    step, name = max((int(path.name[5:14]), path.name) for path in directory.glob("checkpoint/*"))
+    folder = directory / "checkpoint" / name
+    state = read(
+        {TENSORS: (folder / TENSORS).read_bytes(), STATE: (folder / STATE).read_bytes()}, 0
+    )
+    sizes = state.values["tracker"]["files"]
+    state.values["tracker"]["files"] = {k: v for k, v in sizes.items() if k in FILES}
+    found: dict[Any, bytes] = {**left(directory), **shown(directory)}
+    found |= {name: raw(tensor) for name, tensor in state.tensors.items()}
+    return found | {"step": repr(step).encode(), STATE: repr(state.values).encode()}
 
 
 class Uninterrupted:

@@ -1,15 +1,34 @@
 """A run that was interrupted and went on is, bit for bit, the run that was not."""
 
+import itertools
+import json
+import math
+import random
+import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from rnngrad.cells import CELLS
-from rnngrad.clipping import CLIPS
-from tests.sameness import CONF, Uninterrupted, defaults, small, without_tensorboard
+from rnngrad.clipping import CLIPS, Clip, Gradient, Outcome
+from rnngrad.config import experiment
+from rnngrad.runs import Run
+from tests.sameness import (
+    CONF,
+    Uninterrupted,
+    command,
+    composed,
+    differences,
+    everything,
+    small,
+    without_tensorboard,
+)
 
 # --- R1: at every step, whatever the run is made of
 
@@ -69,3 +88,160 @@ def test_so_does_every_combination_of_the_three(
 ) -> None:
     parts = dict(zip(("cell", "optim", "clip"), triple, strict=True))
     assert killed_at_every_step(small(parts), tmp_path) == {}
+
+
+LIVELY_RULES = [small({"clip": name}) for name in STATEFUL]
+AUDIT = [
+    {"name": changes["clip"]}
+    | {k.removeprefix("clip."): v for k, v in changes.items() if k.startswith("clip.")}
+    for changes in LIVELY_RULES
+]
+MEASURED = {"measure": "full", "measure.when": "logged", "trainer.clip_audit": AUDIT}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "evaluated at odd steps and other lengths, penalised, clipped through time": MEASURED
+    | {
+        "cell": "rnn",
+        "regularizer": "omega",
+        "bptt_clip": "norm",
+        "trainer.eval_every": 3,
+        "trainer.log_every": 1,
+        "trainer.eval_lengths": [3, 9],
+    },
+    "truncated, of any length, logged by decades, nothing but normalised": MEASURED
+    | {
+        "cell": "ln_rnn",
+        "task.min_length": 2,
+        "trainer.tbptt_k1": 2,
+        "trainer.tbptt_k2": 3,
+        "trainer.log_per_decade": 7,
+    },
+    "two layers, a cosine after a warm-up, run again on the way back": MEASURED
+    | {
+        "cell": "lstm",
+        "cell.num_layers": 2,
+        "clip": "zclip",
+        "optim.schedule": "cosine",
+        "optim.warmup_steps": 4,
+        "regularizer": "orthogonality",
+        "trainer.recompute_segments": 2,
+    },
+    "two layers with statistics, down on a line": MEASURED
+    | {
+        "cell": "bn_rnn",
+        "cell.num_layers": 2,
+        "clip": "spike_skip",
+        "optim.schedule": "linear",
+        "optim.warmup_steps": 2,
+    },
+    "ends when it is solved": {
+        "task": "cliff",
+        "task.length": 2,
+        "cell": "rnn",
+        "cell.nonlinearity": "sigmoid",
+        "cell.hidden_size": 1,
+        "optim": "adam",
+        "optim.lr": 0.3,
+        "trainer.steps": 100,
+        "trainer.stop_when_solved": True,
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_so_does_whatever_else_a_run_may_be(variant: str, tmp_path: Path, no_board: None) -> None:
+    changes = small(VARIANTS[variant])
+    assert killed_at_every_step(changes, tmp_path) == {}
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_bytes())
+    assert summary["status"] == "completed"
+    assert (summary["solved_at"] == summary["steps"] < 100) == ("solved" in variant)
+
+
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_so_does_a_stream_whose_state_goes_on_from_batch_to_batch(
+    cell: str, tmp_path: Path, no_board: None
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("the quick brown fox jumps over the lazy dog and then " * 4)
+    stream = {"task": "chars", "task.path": str(text), "task.length": 6, "task.valid_fraction": 0.3}
+    task = experiment(composed(small(stream))).task
+    goes_on = [task.training_batch(0, step, 3).continues for step in range(1, 13)]
+    assert 4 <= sum(goes_on[1:]) <= 10, "it begins anew within the run"
+    assert killed_at_every_step(small({"cell": cell, **stream}), tmp_path) == {}
+
+
+@dataclass(frozen=True)
+class Wobble(Clip):
+    """Draws from every global stream."""
+
+    def clip_(self, gradient: Gradient, state: dict[str, Any]) -> Outcome:
+        drawn = [torch.rand(()).item(), torch.randn(()).item(), random.random(), random.gauss(0, 1)]
+        drawn += [np.random.rand(), np.random.randn()]
+        for grad in gradient.grads:
+            grad.mul_(1 + 0.1 * math.tanh(sum(drawn)))
+        return Outcome(clipped=True)
+
+
+def test_so_does_a_run_whose_parts_draw_from_the_global_streams(
+    tmp_path: Path, no_board: None
+) -> None:
+    CLIPS.register("wobble")(Wobble)
+    changes = small({"cell": "rnn"}) | {"clip": {"name": "wobble"}}
+    assert killed_at_every_step(changes, tmp_path) == {}
+    other = Uninterrupted(changes | {"seed": 1}, tmp_path / "other")
+    torch.manual_seed(5)
+    again = Uninterrupted(changes | {"seed": 1}, tmp_path / "again")
+    assert differences(other.memory, again.memory) == []
+
+
+# --- R1: whenever a run asks whether to stop
+
+
+INTERRUPTED = small(
+    {
+        "cell": "gru",
+        "measure": "standard",
+        "trainer.steps": 5,
+        "trainer.eval_every": 2,
+        "trainer.eval_size": 7,
+        "trainer.eval_lengths": [3],
+        "trainer.checkpoint_every": None,
+        "trainer.checkpoint_keep": 2,
+    }
+)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation of seven sequences asks three times whether to stop."""
+    monkeypatch.setattr("rnngrad.training.EVALUATION_CHUNK", 3)
+
+
+def test_stopped_whenever_it_asks_a_run_goes_on_bit_for_bit(
+    tmp_path: Path, small_chunks: None
+) -> None:
+    values = composed(INTERRUPTED)
+    code, often = command(values, tmp_path / "whole")
+    assert code == 0 and often == 2 * 5 + 3 * 2 * 3  # twice a step; 3 evaluations, 2 lengths
+    whole = everything(tmp_path / "whole")
+    for asked in range(often):
+        directory = tmp_path / str(asked)
+        assert command(values, directory, asked)[0] == 128 + signal.SIGTERM
+        run = Run(directory)
+        assert run.summary["status"] == "interrupted"
+        assert run.metrics["step"][-1] == run.summary["steps"]
+        assert command(values, directory)[0] == 0
+        assert differences(whole, everything(directory)) == [], asked
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 6])
+def test_so_it_does_stopped_again_and_again(first: int, tmp_path: Path, small_chunks: None) -> None:
+    values = composed(INTERRUPTED)
+    command(values, tmp_path / "whole")
+    stops = itertools.cycle([first, 0, 9, 2, 1, 7])
+    tries = 0
+    while command(values, tmp_path / "run", next(stops))[0] != 0:
+        tries += 1
+        assert tries < 20
+    assert tries >= 3
+    whole, run = everything(tmp_path / "whole"), everything(tmp_path / "run")
+    assert differences(whole, run) == []
