@@ -39,6 +39,7 @@ from rnngrad.resume import (
     checkpoint_of,
     has_checkpoints,
     more_steps,
+    planned_steps,
     refuse_other_overrides,
     stored_config,
 )
@@ -235,8 +236,7 @@ def _run(
     with Signals() as signals, lock_directory(directory):
         store_texts(directory, texts)
         before = _summary(directory)
-        planned = before.get("planned_steps")
-        planned = planned if isinstance(planned, int) else spec.trainer.steps
+        planned = planned_steps(directory, before, spec.trainer.steps)
         wanted = planned if steps is None else steps
         more_steps(wanted, planned, spec.optim.learning_rate)
         if before.get("status") == "completed" and wanted == planned:
@@ -246,13 +246,10 @@ def _run(
         spec = replace(spec, trainer=replace(spec.trainer, steps=wanted))
         loaded = None
         if again or has_checkpoints(directory):
-            # what the last step owes to being the last is not in a run that is longer
-            off_schedule = wanted > planned and planned % spec.trainer.eval_every != 0
             loaded = checkpoint_of(
                 directory,
                 spec.settings,
                 spec.general.device,
-                before=planned if off_schedule else None,
                 strict=values["strict"],
                 say=_say,
             )
@@ -303,6 +300,7 @@ def _training(
     training = spec.training(tracker, saver=saver, should_stop=signals)
     if loaded is not None:
         restore(training, loaded)
+        tracker.finish(training.result())  # from here on it is a run that goes on, and how far
         rewind(folder, loaded.step)  # before the files are cut: these would reach beyond them
         opened.enter_context(tracker)
         _say(f"{_short(directory)} goes on after step {loaded.step}")

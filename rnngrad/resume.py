@@ -41,22 +41,39 @@ def has_checkpoints(directory: Path) -> bool:
     return folder.is_dir() and any(path.name.startswith("step-") for path in folder.iterdir())
 
 
+def planned_steps(directory: Path, summary: Mapping[str, Any], configured: int) -> int:
+    """Updates at most, as the run was last told; it says so wherever it says how far it is.
+
+    Args:
+        directory: Of the run.
+        summary: Its own, empty if it cannot be read.
+        configured: What its configuration says, which is what it was told first.
+    """
+    from rnngrad.checkpoint import load
+
+    planned = summary.get("planned_steps")
+    if not isinstance(planned, int):
+        try:
+            planned = _steps(load(directory / CHECKPOINTS))
+        except NothingUsable:
+            return configured
+    return max(configured, planned) if isinstance(planned, int) else configured
+
+
 def checkpoint_of(
     directory: Path,
     settings: Mapping[str, Any],
     device: str,
     *,
-    before: int | None = None,
     strict: bool = False,
     say: Callable[[str], None],
 ) -> Loaded:
-    """The newest checkpoint that verifies and is of this run.
+    """The newest checkpoint that verifies and that a run with these settings comes by.
 
     Args:
         directory: Of the run.
         settings: What defines the run.
         device: That the run is to go on on.
-        before: Only checkpoints of earlier steps.
         strict: An environment in which the bits may come out otherwise is an error.
         say: Is told in one line of each checkpoint that was passed over, and of each difference.
 
@@ -65,18 +82,54 @@ def checkpoint_of(
         InputError: With ``strict``, the first difference.
     """
     from rnngrad.checkpoint import load
-    from rnngrad.snapshot import environment
 
-    loaded = load(directory / CHECKPOINTS, before=before)
-    for reason in loaded.skipped:
+    here = plain_settings(settings)
+    loaded = load(directory / CHECKPOINTS)
+    skipped = loaded.skipped
+    _check_settings(loaded, here)
+    while _is_shorter_end(loaded, here["trainer"]):
+        loaded = load(directory / CHECKPOINTS, before=loaded.step)
+        skipped = skipped + loaded.skipped
+        _check_settings(loaded, here)
+    for reason in skipped:
         say(f"checkpoint passed over: {reason}")
-    there, here = _flat(loaded.values.get("settings")), _flat(plain_settings(settings))
+    _check_environment(loaded, device, strict, say)
+    return loaded
+
+
+def _steps(loaded: Loaded) -> Any:
+    """Updates at most, as they were when a checkpoint was saved."""
+    return _flat(loaded.values.get("settings")).get("trainer.steps")
+
+
+def _is_shorter_end(loaded: Loaded, trainer: Mapping[str, Any]) -> bool:
+    """Whether its last step owes to having been the last what is not in a longer run."""
+    planned = _steps(loaded)
+    evaluated = isinstance(planned, int) and planned % trainer["eval_every"] == 0
+    return loaded.step == planned != trainer["steps"] and not evaluated
+
+
+def _check_settings(loaded: Loaded, settings: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of another run.
+
+    Raises:
+        NothingUsable: The first key in which they differ.
+    """
+    there, here = _flat(loaded.values.get("settings")), _flat(settings)
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key) and key != "trainer.steps":
             raise NothingUsable(
                 f"{loaded.path}: is of another run ({key} is {_shown(there.get(key))} there and "
                 f"{_shown(here.get(key))} here)"
             )
+
+
+def _check_environment(
+    loaded: Loaded, device: str, strict: bool, say: Callable[[str], None]
+) -> None:
+    """Says, or refuses, where the bits may come out otherwise; as ``checkpoint_of``."""
+    from rnngrad.snapshot import environment
+
     stored = loaded.values.get("environment")
     if not isinstance(stored, Mapping):
         raise NothingUsable(f"{loaded.path}: does not say where it was made")
@@ -90,7 +143,6 @@ def checkpoint_of(
             if strict:
                 raise InputError("strict", True, differs)
             say(f"{differs}: what follows may differ in its last bits (strict=true refuses this)")
-    return loaded
 
 
 def more_steps(wanted: int, planned: int, learning_rate: Callable[[int, int], float]) -> None:

@@ -134,8 +134,15 @@ class Tracker:
         self._has_news = position is None  # else the earlier attempt's summary stays for now
         self._files: list[Appended] = []
         self._closing: list[Callable[[], None]] = []
-        if position is not None:
+        if position is None:
+            position = {"layouts": {}, "clipped": [0.0, 0]}
+        else:
             self._check(position)
+        layouts = {name: json.loads(text) for name, text in position["layouts"].items()}
+        self._layout: dict[str, Any] | None = layouts.get(BPTT_LAYOUT)
+        self._measured: dict[str, int | None] | None = layouts.get(MEASURES_LAYOUT)
+        self._clipped_sum, self._clipped_count = position["clipped"]
+        """Of the fractions that ``bptt_clip`` has clipped, by logged step and layer."""
 
     def __enter__(self) -> Tracker:
         """Opens the files."""
@@ -147,17 +154,11 @@ class Tracker:
         return self
 
     def _open(self) -> None:
-        position, again = self._position, self._position is not None
-        if position is None:
+        again = self._position is not None
+        if self._position is None:
             self._clear()
-            position = {"layouts": {}, "clipped": [0.0, 0]}
         else:
-            _cut_back(self.directory, position)
-        layouts = {name: json.loads(text) for name, text in position["layouts"].items()}
-        self._layout: dict[str, Any] | None = layouts.get(BPTT_LAYOUT)
-        self._measured: dict[str, int | None] | None = layouts.get(MEASURES_LAYOUT)
-        self._clipped_sum, self._clipped_count = position["clipped"]
-        """Of the fractions that ``bptt_clip`` has clipped, by logged step and layer."""
+            _cut_back(self.directory, self._position)
         self._write_summary()
         for name in _DATA:
             self._files.append(Appended(self.directory / name))
