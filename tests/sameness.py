@@ -10,6 +10,7 @@ import signal
 import struct
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,69 @@ def everything(directory: Path) -> dict[Any, bytes]:
     return found | {"step": repr(step).encode(), STATE: repr(state.values).encode()}
 
 
+CHANGES = ("truncate", "rename", "replace", "unlink", "rmdir", "mkdir")
+"""What changes a directory at once; files grow when a tracker is told something."""
+
+
+class _Here:
+    """Stands for a thread: does at once what it is given."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        return
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(call())
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def shutdown(self) -> None:
+        return
+
+
+@contextmanager
+def killed_at_every_moment(directory: Path, folder: Path) -> Iterator[list[Path]]:
+    """Inside, copies are made of a run's directory whenever it has changed: what a kill leaves.
+
+    Args:
+        directory: Of the run.
+        folder: Is made, and holds the copies.
+    """
+    copies: list[Path] = []
+    last: list[Mapping[str, bytes]] = [{}]
+    folder.mkdir()
+
+    def copy() -> None:
+        files = [path for path in directory.glob("**/*") if path.is_file()]
+        now = {str(path): path.read_bytes() for path in files}
+        if now != last[0]:
+            last[0] = now
+            copies.append(folder / f"{len(copies):03}")
+            shutil.copytree(directory, copies[-1])
+
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = real(*arguments, **options)
+            if not copying:
+                copying.append(True)
+                copy()
+                copying.pop()
+            return result
+
+        return call
+
+    copying: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rnngrad.checkpoint.ThreadPoolExecutor", _Here)
+        for name in CHANGES:
+            patch.setattr(os, name, watched(getattr(os, name)))
+        for name in ("log", "measured", "recorded", "position", "finish"):
+            patch.setattr(Tracker, name, watched(getattr(Tracker, name)))
+        yield copies
+
+
 class Uninterrupted:
     """A run that was never interrupted, and its state after every step.
 
@@ -275,9 +339,10 @@ def memory(training: Training) -> dict[str, bytes]:
     return found
 
 
-def differences(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> list[str]:
+def differences(one: Mapping[Any, bytes], other: Mapping[Any, bytes]) -> list[str]:
     """Names of what is not there in both, or not the same in every bit."""
-    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    names = one.keys() | other.keys()
+    return sorted(str(name) for name in names if one.get(name) != other.get(name))
 
 
 _OUTSIDE = ("tracker", "saver", "should_stop", "learning_rate")

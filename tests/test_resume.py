@@ -26,6 +26,7 @@ from tests.sameness import (
     composed,
     differences,
     everything,
+    killed_at_every_moment,
     small,
     without_tensorboard,
 )
@@ -245,3 +246,87 @@ def test_so_it_does_stopped_again_and_again(first: int, tmp_path: Path, small_ch
     assert tries >= 3
     whole, run = everything(tmp_path / "whole"), everything(tmp_path / "run")
     assert differences(whole, run) == []
+
+
+def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(tmp_path: Path, small_chunks: None) -> None:
+    values = composed(INTERRUPTED | {"trainer.checkpoint_every": 1})
+    with killed_at_every_moment(tmp_path / "run", tmp_path / "killed") as copies:
+        command(values, tmp_path / "run")
+    assert len(copies) > 40
+    whole = everything(tmp_path / "run")
+    for copy in copies:
+        assert command(values, copy)[0] == 0
+        assert differences(whole, everything(copy)) == [], copy
+
+
+# --- R1: a run that is made longer
+
+
+LONGER = small({"cell": "rnn", "measure": "standard", "trainer.log_every": 3})
+"""Evaluated at every fifth step."""
+
+
+def longer_or_not(saved: dict[str, Any], folder: Path, steps: list[int], often: float) -> list[str]:
+    """In what a run that was made longer, again and again, differs from one of 11 steps.
+
+    Each time it is interrupted when it has asked ``often``, then goes on.
+    """
+    whole, longer = folder / "whole", folder / "longer"
+    values = composed(LONGER | saved | {"trainer.steps": steps[0]})
+    command(values, longer, often)
+    for wanted in [*steps[1:], 11]:
+        if command(values, longer, often, again=True, steps=wanted)[0] != 0:
+            command(values, longer, often, again=True)
+    assert command(values, longer, again=True)[0] == 0
+    assert Run(longer).summary["planned_steps"] == 11
+    assert command(composed(LONGER | saved | {"trainer.steps": 11}), whole)[0] == 0
+    there, here = everything(whole), everything(longer)
+    first = ("config/text_summary", 0)  # the configuration as it was when the run began
+    assert there.pop(first) != here.pop(first)
+    return differences(there, here)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every"),
+    [([1], None), ([4], None), ([5], 2), ([6], "2h"), ([4, 7], None), ([1, 2, 9], 2)],
+    ids=str,
+)
+def test_a_run_made_longer_is_the_run_that_was_as_long_from_the_start(
+    steps: list[int], every: int | str | None, tmp_path: Path
+) -> None:
+    saved = {"trainer.checkpoint_every": every, "trainer.checkpoint_keep": 2}
+    assert longer_or_not(saved, tmp_path, steps, math.inf) == []
+
+
+@pytest.mark.parametrize("often", [0, 7, 8, 9])
+def test_so_it_is_interrupted_at_its_old_end_or_as_it_goes_on(often: int, tmp_path: Path) -> None:
+    saved = {"trainer.checkpoint_every": None, "trainer.checkpoint_keep": 2}
+    assert longer_or_not(saved, tmp_path, [4], often) == []
+
+
+def test_so_it_is_killed_at_any_moment_of_becoming_longer(tmp_path: Path) -> None:
+    saved = {"trainer.checkpoint_every": None, "trainer.checkpoint_keep": 2}
+    values, longer = composed(LONGER | saved | {"trainer.steps": 4}), tmp_path / "longer"
+    command(values, longer)
+    command(values, longer, again=True, steps=7)
+    with killed_at_every_moment(longer, tmp_path / "killed") as copies:
+        command(values, longer, again=True, steps=11)
+    assert len(copies) > 20
+    whole = everything(longer)
+    for copy in copies:
+        assert command(values, copy, again=True)[0] == 0
+        assert differences(whole, everything(copy)) == [], copy
+
+
+def test_without_its_summary_a_run_that_was_made_longer_still_knows_how_long_it_is(
+    tmp_path: Path,
+) -> None:
+    values = composed(LONGER | {"trainer.steps": 4})
+    command(values, tmp_path / "run")
+    command(values, tmp_path / "run", again=True, steps=11)
+    whole = everything(tmp_path / "run")
+    for text in (None, "", "{}", '{"planned_steps": "many"}'):
+        summary = tmp_path / "run" / "summary.json"
+        summary.unlink() if text is None else summary.write_text(text)
+        assert command(values, tmp_path / "run")[0] == 0
+        assert differences(whole, everything(tmp_path / "run")) == []
