@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
@@ -152,7 +153,7 @@ def job(config: DictConfig) -> float:
 
         values = plain(config)
         load_plugins(values, settings.overrides.task)
-        return _run(values, directory, stored_texts(config))
+        return _run(values, directory, texts=stored_texts(config))
 
     code, objective = _guarded(run, directory, config.get("plugins") or [])
     line = f"{code}\t{directory}\t{sweep}\t;"
@@ -192,7 +193,7 @@ def resume(directory: Path, overrides: list[str]) -> int:
         steps = experiment(values).trainer.steps
 
     def run() -> tuple[int, float]:
-        return _run(values, directory, {}, again=True, steps=steps)
+        return _run(values, directory, again=True, steps=steps)
 
     with _logging_to(directory / "rnngrad.log"):
         code, _ = _guarded(run, directory, named)
@@ -213,8 +214,8 @@ def _given(overrides: list[str]) -> dict[str, Any]:
 def _run(
     values: dict[str, Any],
     directory: Path,
-    texts: Mapping[str, str],
     *,
+    texts: Mapping[str, str] = MappingProxyType({}),
     again: bool = False,
     steps: int | None = None,
 ) -> tuple[int, float]:
