@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rnngrad.parts import POSITIVE, InputError, Interval, Part, Registry
+from rnngrad.parts import FLOAT32, POSITIVE, InputError, Interval, Part, Registry
 
 FRACTION = Interval(low=0, high=1, without=(1,))
 NOT_NEGATIVE = Interval(low=0)
@@ -34,8 +34,8 @@ class Optim(Part, ABC):
         warmup_steps: Over the first so many steps the learning rate rises on a line.
     """
 
-    lr: Annotated[float, POSITIVE]
-    weight_decay: Annotated[float, NOT_NEGATIVE]
+    lr: Annotated[float, POSITIVE, FLOAT32]
+    weight_decay: Annotated[float, NOT_NEGATIVE, FLOAT32]
     schedule: Literal["constant", "linear", "cosine"]
     warmup_steps: Annotated[int, Interval(low=0, high=10**9)]
 
@@ -169,7 +169,7 @@ class RMSprop(Optim):
     alpha: Annotated[float, FRACTION]
     eps: Annotated[float, NOT_NEGATIVE]
     momentum: Annotated[float, FRACTION]
-    initial_accumulator: Annotated[float, NOT_NEGATIVE]
+    initial_accumulator: Annotated[float, NOT_NEGATIVE, FLOAT32]
 
     def __post_init__(self) -> None:
         super().__post_init__()

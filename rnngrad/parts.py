@@ -85,11 +85,19 @@ class Interval:
         return self.high == math.inf and math.inf in self.without
 
 
+class Float32(Interval):
+    """What is put into a tensor of float32."""
+
+    def __contains__(self, value: float) -> bool:
+        return abs(value) <= 2.0**128 - 2.0**104
+
+    def __str__(self) -> str:
+        return "that float32 holds"
+
+
+FLOAT32 = Float32()
 COUNT = Interval(low=1, high=10**9)
 POSITIVE = Interval(low=0, without=(0, math.inf))
-
-LARGEST = 2.0**128 - 2.0**104
-"""Of the finite numbers of float32, in which everything is computed."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,7 @@ class Part:
             value = getattr(self, field.name)
             try:
                 object.__setattr__(self, field.name, _coerce(hints[field.name], value))
-            except OverflowError:
-                allowed = f"is beyond {LARGEST:.2g}, the largest number of float32"
-                raise InputError(field.name, value, allowed) from None
-            except ValueError:
+            except (ValueError, OverflowError):  # an integer that no float holds
                 raise InputError(
                     field.name, value, f"must be {in_words(hints[field.name])}"
                 ) from None
@@ -202,12 +207,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def _coerce(hint: Any, value: Any) -> Any:
-    """``value`` as what ``hint`` asks for.
-
-    Raises:
-        OverflowError: It is a number that float32 does not have.
-        ValueError: It is not that.
-    """
+    """``value`` as what ``hint`` asks for; ValueError or OverflowError if it is not that."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         value = _coerce(args[0], value)
@@ -237,9 +237,7 @@ def _coerce(hint: Any, value: Any) -> Any:
         raise ValueError  # true is not the number 1
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e4 steps
-    if hint is float and isinstance(value, int | float):
-        if LARGEST < abs(value) < math.inf:
-            raise OverflowError
+    if hint is float and isinstance(value, int):
         return float(value)
     if value is None and hint is type(None):
         return value

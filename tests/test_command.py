@@ -107,7 +107,10 @@ BAD = [
     ("clip.norm_type=0.5", "clip.norm_type=0.5: must be a number >= 1, or inf"),
     ("clip=none clip.max_norm=1", "clip.max_norm=1: no such key"),
     ("cell=rnn cell.nonlinearity=sin", "cell.nonlinearity=sin: must be one of tanh, "),
-    ("cell.forget_bias=inf", "cell.forget_bias=inf: must be a finite number or null"),
+    (
+        "cell.forget_bias=inf",
+        "cell.forget_bias=inf: must be a finite number that float32 holds or null",
+    ),
     ("optim.lr=abc", "optim.lr=abc: must be a finite number > 0"),
     ("optim.betas=[0.9]", "optim.betas=[0.9]: must be [a number >= 0 and < 1, a number"),
     ("seed=-1", "seed=-1: must be an integer >= 0"),

@@ -11,7 +11,7 @@ from torch.nn.functional import batch_norm
 
 from rnngrad.cells.base import CELLS, CellPart, set_forget_bias_
 from rnngrad.cells.normalized import NormalizedLSTMCell, NormalizedRNNCell
-from rnngrad.parts import COUNT, POSITIVE, Interval
+from rnngrad.parts import COUNT, FLOAT32, POSITIVE, Interval
 
 
 class BatchNormOverTime(nn.Module):
@@ -108,7 +108,7 @@ class BatchNormOverTime(nn.Module):
 class BatchNormPart(CellPart):
     """What both cells' normalisers take."""
 
-    gamma: Annotated[float, POSITIVE]
+    gamma: Annotated[float, POSITIVE, FLOAT32]
     max_steps: Annotated[int, COUNT]
     momentum: Annotated[float, Interval(low=0, high=1, without=(0,))]
 
@@ -169,7 +169,7 @@ class BatchNormLSTMPart(BatchNormPart):
         2017, section 3.
     """
 
-    forget_bias: Annotated[float, Interval()] | None
+    forget_bias: Annotated[float, FLOAT32] | None
 
     def cell(self, input_size: int) -> NormalizedLSTMCell:
         return NormalizedLSTMCell(input_size, self.hidden_size, self.normalization)

@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from rnngrad.bptt_clip import preactivation
 from rnngrad.cells.base import CELLS, CellPart, chrono, gate_biases, set_gate_
 from rnngrad.nn import GRU
-from rnngrad.parts import Interval
+from rnngrad.parts import FLOAT32, Interval
 
 
 class GRUCell(torch.nn.GRUCell):
@@ -55,7 +55,7 @@ class GRUPart(CellPart):
         & Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
     """
 
-    update_bias: Annotated[float, Interval()] | None
+    update_bias: Annotated[float, FLOAT32] | None
     chrono_length: Annotated[int, Interval(low=2, high=10**9)] | None
 
     @property

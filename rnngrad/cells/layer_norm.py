@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnngrad.cells.base import CELLS, CellPart, set_forget_bias_
 from rnngrad.cells.normalized import NormalizedLSTMCell, NormalizedRNNCell
-from rnngrad.parts import Interval
+from rnngrad.parts import FLOAT32
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -59,7 +59,7 @@ class LayerNormLSTMPart(CellPart):
         Ba, Kiros & Hinton, "Layer normalization", arXiv 1607.06450 (2016), supplement, eq. 20-22.
     """
 
-    forget_bias: Annotated[float, Interval()] | None
+    forget_bias: Annotated[float, FLOAT32] | None
 
     def cell(self, input_size: int) -> NormalizedLSTMCell:
         return NormalizedLSTMCell(input_size, self.hidden_size, LayerNorm)

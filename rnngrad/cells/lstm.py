@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from rnngrad.bptt_clip import preactivation
 from rnngrad.cells.base import CELLS, CellPart, chrono, gate_biases, set_forget_bias_, set_gate_
 from rnngrad.nn import LSTM
-from rnngrad.parts import InputError, Interval
+from rnngrad.parts import FLOAT32, InputError, Interval
 
 
 class LSTMCell(torch.nn.LSTMCell):
@@ -90,7 +90,7 @@ class LSTMPart(CellPart):
         "Can recurrent neural networks warp time?", ICLR 2018.
     """
 
-    forget_bias: Annotated[float, Interval()] | None
+    forget_bias: Annotated[float, FLOAT32] | None
     forget_gate: bool
     chrono_length: Annotated[int, Interval(low=2, high=10**9)] | None
 
