@@ -410,11 +410,14 @@ def test_what_a_dead_process_began_is_removed_and_a_live_one_s_is_left(tmp_path:
     assert load(tmp_path).step == 1
 
 
+@pytest.mark.parametrize("temporary", ["/dev/full", "/dev/shm", "/proc/self", "/nowhere"])
 def test_the_temporary_directory_does_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    temporary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", "/dev/full")
+    monkeypatch.setenv("TMPDIR", temporary)
     monkeypatch.setattr(tempfile, "tempdir", None)
+    for name in ("gettempdir", "mkstemp", "mkdtemp"):
+        monkeypatch.setattr(tempfile, name, lambda *_, **__: pytest.fail("nobody asked for one"))
     saved(tmp_path, 1)
     assert load(tmp_path).step == 1
 

@@ -496,9 +496,9 @@ def test_what_is_not_finite_is_seen_and_left_in_gradients_of_every_form(
         made = parameters(*shapes(kind), weight=0.25)
         for (_, parameter), grad in zip(made, shapes(kind), strict=True):  # its strides kept
             parameter.grad = grad
-        grad = made[where][1].grad
-        assert grad is not None
-        grad[(-1,) * grad.dim()] = bad
+        spoilt = made[where][1].grad
+        assert spoilt is not None
+        spoilt[(-1,) * spoilt.dim()] = bad
         before = bits(copies_of(made))
         report = once(clip, made)
         assert not report.finite and not report.clipped and report.coef == 1
