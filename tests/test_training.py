@@ -414,12 +414,13 @@ def test_the_audit_of_a_run_that_diverges_can_be_read(tmp_path: Path) -> None:
 
 
 def test_truncating_nothing_is_bitwise_all_of_back_propagation(tmp_path: Path) -> None:
-    full, cut, some = (
+    full, cut, longer, some = (
         small_run(tmp_path / str(k2), cell="lstm", tbptt=k2)[0].path
-        for k2 in (None, (2, 6), (2, 3))
+        for k2 in (None, (2, 6), (4, 1000), (2, 3))
     )
     for file in (METRICS, BPTT):
         assert (full / file).read_bytes() == (cut / file).read_bytes()
+        assert (full / file).read_bytes() == (longer / file).read_bytes()
         assert (full / file).read_bytes() != (some / file).read_bytes()
     history = Run(some).bptt["l0"]
     assert np.isneginf(history.hidden[:, :3]).all() and np.isfinite(history.hidden[:, 3:]).all()
