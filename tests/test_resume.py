@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ import pytest
 import torch
 
 from rnngrad.cells import CELLS
+from rnngrad.checkpoint import Loaded
 from rnngrad.clipping import CLIPS, Clip, Gradient, Outcome
 from rnngrad.config import experiment
+from rnngrad.parts import NothingUsable
 from rnngrad.runs import Run
 from tests.sameness import (
     CONF,
@@ -330,3 +333,114 @@ def test_without_its_summary_a_run_that_was_made_longer_still_knows_how_long_it_
         summary.unlink() if text is None else summary.write_text(text)
         assert command(values, tmp_path / "run")[0] == 0
         assert differences(whole, everything(tmp_path / "run")) == []
+
+
+# --- R3: the comparison sees whatever was not saved, or saved wrongly
+
+
+WATCHED = {
+    "name": "full",
+    "when": "evaluated",
+    "contributions": True,
+    "clip_effects": True,
+    **dict.fromkeys(("inputs", "units", "spectrum", "parameters", "gates", "noise_scale"), False),
+    **dict.fromkeys(("lag_anchors", "lyapunov_exponents", "jacobians"), 0),
+}
+NEVER_MIND = {
+    "optimizer/mapping/groups/list/0/mapping/lr": "is set anew at every step",
+    "progress/loss": "is the next update's",
+    "progress/evaluation/loss": "is the next evaluation's",
+    "progress/evaluation/accuracy": "is the next evaluation's",
+    "progress/in_a_row": "is 0 after the next update, as that is finite",
+    "random/mapping/cuda": "there is none",
+}
+"""What may be changed, and why; of a run whose batches do not go on from each other also:"""
+OF_NO_STREAM = {
+    "carried": "is given to no batch",
+    "random/mapping/numpy/list/3": "whether a second normal number is there: 2 is yes, as 1 is",
+}
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """What a tree holds, and where."""
+    if isinstance(tree, dict | list):
+        for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from leaves(part, (*path, key))
+    else:
+        yield path, tree
+
+
+def another(value: Any) -> Any:
+    """Another value of the same kind, if there is one."""
+    if isinstance(value, bool | type(None)):
+        return not value
+    if isinstance(value, float):
+        return -1.5 * value - 1 if math.isfinite(value) else 0.25
+    return value + 1 if isinstance(value, int) else f"{value}x"
+
+
+def with_another_value(loaded: Loaded, path: tuple[Any, ...]) -> Loaded:
+    tree: Any = loaded.values
+    for key in path[:-1]:
+        tree = tree[key]
+    tree[path[-1]] = another(tree[path[-1]])
+    return loaded
+
+
+def with_a_bit_flipped(loaded: Loaded, name: str) -> Loaded:
+    """In the entry in the middle: the lowest of an integer, one in the middle of a float."""
+    tensor = loaded.tensors[name].reshape(-1)
+    size = tensor.element_size()
+    byte = size - 2 if tensor.is_floating_point() else 0
+    tensor.view(torch.uint8)[len(tensor) // 2 * size + byte] ^= 1
+    loaded.tensors[name] = tensor.reshape(loaded.tensors[name].shape)
+    return loaded
+
+
+def mutants(whole: Uninterrupted, step: int) -> Iterator[tuple[str, Loaded]]:
+    """What was saved at a step, with one thing in it changed.
+
+    Not settings and environment, which are compared before anything goes on.
+    """
+    saved = whole.shelf.loaded(step)
+    inside = {k: v for k, v in saved.values.items() if k not in ("settings", "environment")}
+    for name in saved.tensors:
+        yield name, with_a_bit_flipped(whole.shelf.loaded(step), name)
+    for path, _ in leaves(inside):
+        name = "/".join(map(str, path))
+        yield name, with_another_value(whole.shelf.loaded(step), path)
+
+
+def unseen(changes: dict[str, Any], step: int, folder: Path) -> set[str]:
+    """What can be changed in what was saved at a step, and the run ends as it did nevertheless."""
+    whole, found = Uninterrupted(changes, folder / "whole"), set()
+    for name, mutant in mutants(whole, step):
+        try:
+            if not whole.resumed(step, folder / "mutant", mutant):
+                found.add(name)
+        except (NothingUsable, ValueError, TypeError, LookupError, AttributeError, RuntimeError):
+            pass
+        shutil.rmtree(folder / "mutant")
+    return found
+
+
+def test_whatever_is_changed_in_what_was_saved_of_a_stream_is_seen(
+    tmp_path: Path, no_board: None
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("the quick brown fox jumps over the lazy dog and then " * 4)
+    audit = [{"name": "quantile", "history_length": 12}]
+    changes = small({"cell": "lstm", "clip": "zclip", "trainer.clip_audit": audit})
+    changes |= {"task": "chars", "task.path": str(text), "measure": WATCHED, "trainer.steps": 8}
+    found = unseen(changes, 6, tmp_path)
+    assert {name for name in found if not name.startswith((*NEVER_MIND,))} == set()
+
+
+def test_whatever_is_changed_of_statistics_and_global_streams_is_seen(
+    tmp_path: Path, no_board: None
+) -> None:
+    CLIPS.register("wobble")(Wobble)
+    changes = small({"cell": "bn_rnn", "optim": "sgd", "cell.max_steps": 6})
+    found = unseen(changes | {"clip": {"name": "wobble"}}, 5, tmp_path)
+    never_mind = (*NEVER_MIND, *OF_NO_STREAM)
+    assert {name for name in found if not name.startswith(never_mind)} == set()
