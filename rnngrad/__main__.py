@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from rnngrad.composition import nothing_to_run
 from rnngrad.explain import blame, explain
 from rnngrad.launcher import (
     InUse,
@@ -84,7 +85,8 @@ def run_command() -> int:
             ledger = Path(folder, "outcomes")
             ledger.touch()
             # with HYDRA_FULL_ERROR it raises its errors instead of printing six lines and exiting
-            with _environment(HYDRA_FULL_ERROR="1", **{OUTCOMES: str(ledger)}):
+            raised = _environment(HYDRA_FULL_ERROR="1", **{OUTCOMES: str(ledger)})
+            with raised, nothing_to_run():
                 version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
                 hydra.main(config_path="pkg://rnngrad.conf", config_name="config", **version)(job)()
             written = ledger.read_text().split("\n")
