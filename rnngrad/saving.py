@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +99,17 @@ class Saver:
         )
 
     def end(self, training: Training) -> None:
-        """Saves once more if the last checkpoint is of an earlier step; waits until it is safe."""
+        """Saves once more if the last checkpoint is of an earlier step; waits until it is safe.
+
+        What could not be written is tried a second time: there is no next occasion.
+        """
         if self._saved_step != training.progress.step:
             self.save(training)
-        if self._wait():
-            self.failure = None
+        if not self._wait():
+            self.save(training)
+            if not self._wait():
+                return
+        self.failure = None
 
     def __enter__(self) -> Saver:
         self._checkpointer.__enter__()
@@ -126,7 +133,8 @@ class Saver:
             line = f"checkpoint not written ({error}); the older ones are as they were"
             log.warning(line)
             if self.failure is None:
-                tqdm.write(f"rnngrad: {line}", file=sys.stderr)
+                with suppress(OSError):  # standard error may lie on the same disk
+                    tqdm.write(f"rnngrad: {line}", file=sys.stderr)
             self.failure = error
             return False
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -45,11 +46,15 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in _WATCHED:
-                before = signal.getsignal(number)
-                if before is not signal.SIG_IGN and before is not None:
-                    self._before[number] = before
-                    signal.signal(number, self._notice)
+            try:
+                for number in _WATCHED:
+                    before = signal.getsignal(number)
+                    if before is not signal.SIG_IGN and before is not None:
+                        self._before[number] = before
+                        signal.signal(number, self._notice)
+            except Interrupted:  # already
+                self._restore()
+                raise
         return self
 
     def __exit__(
@@ -58,6 +63,9 @@ class Signals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
 
@@ -77,5 +85,7 @@ class Signals:
 
 
 def _say(line: str) -> None:
-    # print may be at work already, and must not be called from within itself
-    os.write(2, f"\nrnngrad: {line}\n".encode())
+    # print may be at work already, and must not be called from within itself; after a SIGHUP
+    # there is no terminal any more
+    with suppress(OSError):
+        os.write(2, f"\nrnngrad: {line}\n".encode())

@@ -199,11 +199,18 @@ class Training:
                     )
                 self._conclude()
                 bar.update()
+                if self._goes_on() and self.should_stop():  # in the middle of saving, say
+                    self._status = "interrupted"
             if self.saver is not None:
                 self.saver.end(self)
+                ended = self._status == "running" and progress.reason is None
+                if ended and self.saver.failure is not None:
+                    raise self.saver.failure  # what is not saved is not completed
             if self._status == "interrupted":
                 # for who looks at the run as it is; one that goes on cuts it off again
-                row = progress.row if update is None else progress.row or self._row(update)
+                row = progress.row
+                if update is not None and not update.logs:
+                    row = self._row(update)
                 if row is not None:
                     self.tracker.log(row)
         if self._status == "running":

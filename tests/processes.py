@@ -1,95 +1,114 @@
-"""Command lines in processes of their own, without the seconds that importing torch takes."""
+"""Whole runs in processes of their own that cost a fork: one warm process has imported all."""
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from rnngrad.checkpoint import best_step, load
+from tests.faults import raw
 
 ROOT = Path(__file__).parent.parent
 
-_NURSERY = """
-import json, os, sys
-import torch._dynamo  # by torch.optim, when the first optimiser is made
-from rnngrad import __main__, config, diagnosis, snapshot, tracking
-from rnngrad.kernels import fused, loops
-for registry in config.REGISTRIES.values():
-    registry.load()
-for line in sys.stdin:
-    order = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        said = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(said, stream)
-        os.chdir(order["folder"])
-        os.environ |= order["environment"]
-        sys.path.insert(0, order["folder"])
-        sys.argv = ["rnngrad", *order["arguments"]]
-        code = 1
-        try:
-            __main__.main()
-        except SystemExit as exit:
-            code = exit.code
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
+SMALL = [
+    *("task.length=5", "cell=rnn", "cell.hidden_size=4", "trainer.steps=12"),
+    *("trainer.batch_size=2", "trainer.eval_size=2", "trainer.eval_every=4"),
+    *("trainer.eval_lengths=[3]", "trainer.log_every=2", "trainer.checkpoint_every=3"),
+]
+"""A run with a few of everything: steps logged and not, evaluations, checkpoints."""
 
 
-class Nursery:
-    """Starts each command line in a new process, born of one that has imported everything.
+@dataclass
+class Started:
+    """A run that has been started.
 
-    In that one nothing has been computed; a child has its memory, and from there on its own.
+    Args:
+        processes: That started it.
+        pid: Of the process.
+        folder: In which it was started; what it says is in ``said`` there, also when it is killed.
     """
 
-    def __enter__(self) -> Nursery:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _NURSERY],
-            env=environment,
+    processes: Processes
+    pid: int
+    folder: Path
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Sends a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 60) -> int:
+        """The exit code, negative if it was a signal; who hangs is killed, and the test fails."""
+        code = self.processes.ask({"wait": self.pid, "timeout": timeout})
+        assert code is not None, f"hangs after {timeout} s: {self.said}"
+        return int(code)
+
+    @property
+    def said(self) -> str:
+        """Standard error."""
+        return (self.folder / "said").read_text(errors="replace")
+
+
+class Processes:
+    """Starts command lines as forks of one warm process, inside ``with``."""
+
+    def start(
+        self,
+        folder: Path,
+        *arguments: str,
+        arrange: Callable[..., None] | None = None,
+        using: tuple[Any, ...] = (),
+    ) -> Started:
+        """Starts ``rnngrad`` with ``arguments``.
+
+        Args:
+            folder: The current one of the process; is made if it is missing.
+            arguments: The command line.
+            arrange: A function of a module, called in the process before.
+            using: Its arguments, plain values.
+        """
+        folder.mkdir(exist_ok=True)
+        name = arrange and f"{arrange.__module__}:{arrange.__qualname__}"
+        order = {"in": str(folder), "argv": arguments, "arrange": name, "using": using}
+        return Started(self, int(self.ask(order)), folder)
+
+    def run(self, folder: Path, *arguments: str, **options: Any) -> tuple[int, str]:
+        """Exit code and standard error of a command line."""
+        started = self.start(folder, *arguments, **options)
+        return started.wait(), started.said
+
+    def ask(self, order: Mapping[str, Any]) -> Any:
+        """Has the warm process do something; what it answers."""
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps(order) + "\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        assert answer, "the warm process has died"
+        return json.loads(answer)
+
+    def __enter__(self) -> Processes:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", "from tests.processes import serve; serve()"],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         return self
-
-    def run(
-        self,
-        folder: Path,
-        *arguments: str,
-        environment: Mapping[str, str] = MappingProxyType({}),
-    ) -> tuple[int, str]:
-        """Exit code, or minus the signal that killed it, and what it said.
-
-        Args:
-            folder: It works there, and finds modules there.
-            arguments: After ``rnngrad``.
-            environment: Variables that it has beside ours.
-        """
-        said = folder / ".said"
-        order = {
-            "folder": str(folder),
-            "said": str(said),
-            "arguments": arguments,
-            "environment": dict(environment),
-        }
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
-        text = said.read_text()
-        said.unlink()
-        return code, text
 
     def __exit__(
         self,
@@ -97,7 +116,131 @@ class Nursery:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        for stream in (self._server.stdin, self._server.stdout):
+            assert stream is not None
+            stream.close()
+        self._server.wait(60)
+
+
+def serve() -> None:
+    """The warm process: forks runs, and waits for them, as it is told on standard input."""
+    import torch
+
+    torch.set_num_threads(1)
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        _run([*SMALL], quiet=True)
+        os.chdir(before)
+    for line in sys.stdin:
+        order = json.loads(line)
+        print(json.dumps(_obeyed(order)), flush=True)
+
+
+def _obeyed(order: Mapping[str, Any]) -> int | None:
+    if "wait" in order:
+        return _wait(order["wait"], order["timeout"])
+    if (pid := os.fork()) == 0:
+        _become(order["in"], order["argv"], order["arrange"], order["using"])
+    return pid
+
+
+def _wait(pid: int, timeout: float) -> int | None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def _become(
+    folder: str, arguments: list[str], arrange: str | None = None, using: tuple[Any, ...] = ()
+) -> None:
+    """The fork's whole life."""
+    code = 99
+    try:
+        os.chdir(folder)
+        for target, name in ((0, os.devnull), (1, "told"), (2, "said")):
+            file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, target)
+            os.close(file)
+        if arrange is not None:
+            module, _, function = arrange.partition(":")
+            getattr(importlib.import_module(module), function)(*using)
+        code = _run(arguments)
+        sys.stdout.flush()
+    finally:
+        if (error := sys.exc_info()[1]) is not None:
+            import traceback
+
+            os.write(2, "".join(traceback.format_exception(error)).encode())
+        os._exit(code)
+
+
+def _run(arguments: list[str], *, quiet: bool = False) -> int:
+    from rnngrad.__main__ import run_command
+
+    stdout = sys.stdout
+    sys.argv = ["rnngrad", *arguments]
+    sys.stdout = io.StringIO() if quiet else open(1, "w", closefd=False)
+    try:
+        return run_command()
+    finally:
+        sys.stdout = stdout
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    """One warm process for all tests that start runs."""
+    with Processes() as warm:
+        yield warm
+
+
+# What a run leaves
+
+
+FILES = (
+    *("metrics.csv", "summary.json", "updates.f32"),
+    *("bptt.f64", "bptt.json", "measures.f64", "measures.json"),
+)
+
+
+def left_by(directory: Path) -> dict[str, Any]:
+    """All that a run leaves but for times and numbers of processes: two runs that are the same
+    leave the same, to the last byte and bit."""
+    loaded = load(directory / "checkpoint")
+    values = {key: value for key, value in loaded.values.items() if key != "tracker"}
+    files = loaded.values["tracker"]["files"]
+    values["files"] = {name: size for name, size in files.items() if name in FILES}
+    return {
+        **{name: (directory / name).read_bytes() for name in FILES},
+        **{name: (t.dtype, t.shape, raw(t)) for name, t in loaded.tensors.items()},
+        "values": values,
+        "step": loaded.step,
+        "best": best_step(directory / "checkpoint"),
+        "there": sorted(path.name for path in directory.iterdir() if "tfevents" not in path.name),
+        "curves": curves(directory),
+    }
+
+
+def curves(directory: Path) -> dict[str, list[tuple[int, str]]]:
+    """What TensorBoard shows of a run: steps and values by tag, but for times."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    shown.Reload()
+    return {
+        tag: [(event.step, repr(event.value)) for event in shown.Scalars(tag)]
+        for tag in shown.Tags()["scalars"]
+        if not tag.startswith("time/")
+    }
+
+
+def differing(directory: Path, other: Path) -> list[str]:
+    """In what two runs differ."""
+    here, there = left_by(directory), left_by(other)
+    return sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
