@@ -11,7 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +31,7 @@ from rnngrad.launcher import (
     InUse,
     lock_directory,
     plain,
+    refuse_links,
     register_run_name,
     store_texts,
     stored_texts,
@@ -45,7 +46,7 @@ from rnngrad.resume import (
     refuse_other_overrides,
     stored_config,
 )
-from rnngrad.runs import SUMMARY, Run, table
+from rnngrad.runs import LOG, SUMMARY, Run, table
 from rnngrad.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
@@ -75,6 +76,16 @@ def main() -> NoReturn:
 
 def run_command() -> int:
     """Hydra's app with its errors in one line each, and an exit code for every way to end."""
+    before, logging.raiseExceptions = logging.raiseExceptions, False  # a full disk's tracebacks
+    try:
+        return _command()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        logging.raiseExceptions = before
+
+
+def _command() -> int:
     register_run_name()
     _UNWRITTEN.clear()
     try:
@@ -95,8 +106,6 @@ def run_command() -> int:
         if isinstance(exit.code, Exception):
             return _refuse(exit.code, sys.argv[1:])
         return BAD_INPUT if exit.code == 1 else exit.code if isinstance(exit.code, int) else DONE
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except Exception as error:  # a job keeps its own: this is Hydra, refusing the command line
         return _refuse(error, sys.argv[1:])
     sweep = outcomes[0][2] if outcomes else ""  # none ran: --cfg, --info
@@ -179,6 +188,7 @@ def resume(directory: Path, overrides: list[str]) -> int:
     from rnngrad.config import experiment, load_plugins
 
     values = stored_config(directory)
+    refuse_links(directory, "resume")
     directory = directory.absolute()
     given = _given(overrides)
     named = given.pop("plugins", [])
@@ -197,7 +207,7 @@ def resume(directory: Path, overrides: list[str]) -> int:
     def run() -> tuple[int, float]:
         return _run(values, directory, again=True, steps=steps)
 
-    with _logging_to(directory / "rnngrad.log"):
+    with _logging_to(directory / LOG):
         code, _ = _guarded(run, directory, named)
     return code if code in (BAD_INPUT, IN_USE) else _conclude([(code, directory)], "")
 
@@ -339,9 +349,12 @@ def _guarded(
     except Interrupted as error:
         _say(f"{_short(directory)} interrupted before its first update: nothing is lost")
         return 128 + error.number, math.inf
+    except KeyboardInterrupt as error:  # not from a signal, which `Signals` would have noticed
+        _say(f"{_short(directory)} interrupted by {blame(error, plugins)}")
+        return 128 + signal.SIGINT, math.inf
     except (Exception, SystemExit) as error:  # a plugin's exit(0) is no success
         log.error(traceback.format_exc())
-        _say(f"failed: {blame(error, plugins)} (traceback in {directory / 'rnngrad.log'})")
+        _say(f"failed: {blame(error, plugins)} (traceback in {directory / LOG})")
         return FAILED, math.inf
 
 
@@ -375,14 +388,24 @@ def _refuse(error: Exception, overrides: list[str]) -> int:
     if isinstance(error, InUse):
         _say(str(error))
         return IN_USE
+    cause = _system_error(error)
     if isinstance(error, InputError | NothingUsable):
         _say(str(error))
-    elif isinstance(error, OSError) and not isinstance(error, HydraException):
-        where = error.filename or "the current directory"
-        _say(f"{where}: cannot be used as a run directory ({error.strerror})")
+    elif cause is not None:
+        where = cause.filename or "the current directory"
+        _say(f"{where}: cannot be used as a run directory ({cause.strerror})")
     else:
         _say(explain(error, overrides))
     return BAD_INPUT
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """What the system has refused, if that is why something else was raised."""
+    while error is not None and (
+        not isinstance(error, OSError) or isinstance(error, HydraException)
+    ):
+        error = error.__cause__
+    return error
 
 
 def _conclude(outcomes: list[tuple[int, Path]], sweep: str) -> int:
@@ -438,7 +461,8 @@ def _usage_error(message: str) -> NoReturn:
 
 
 def _say(line: str) -> None:
-    print(f"rnngrad: {line if len(line) < 500 else line[:500] + '...'}", file=sys.stderr)
+    with suppress(OSError):  # the terminal is gone, or a full disk's file: no reason to fail
+        print(f"rnngrad: {line if len(line) < 500 else line[:500] + '...'}", file=sys.stderr)
 
 
 def _short(directory: Path) -> Path:

@@ -6,6 +6,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rnngrad.parts import MISSING, InputError
-from rnngrad.runs import CONFIG, LOCK, read_config
-from rnngrad.written import replace
+from rnngrad.resume import CHECKPOINTS
+from rnngrad.runs import CONFIG, LOCK, LOG, read_config
+from rnngrad.stored import opened
+from rnngrad.written import naming, replace, without_links
 
 
 class InUse(Exception):
@@ -123,8 +126,9 @@ def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None
     """Lets a run have a directory that is new, empty, or already its own and not in use."""
     if not directory.exists():
         return
+    refuse_links(directory, key)
     stored = directory / CONFIG
-    early = {".hydra", LOCK, "rnngrad.log"}  # all that is there before a run's configuration is
+    early = {".hydra", LOCK, LOG}  # all that is there before a run's configuration is
     if not directory.is_dir() or (
         not stored.exists() and {path.name for path in directory.iterdir()} - early
     ):
@@ -144,7 +148,8 @@ def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None
                     f"{here.get(name)} here); name another directory",
                 )
     if (directory / LOCK).exists():
-        lock_directory(directory).release()
+        with lock_directory(directory):
+            pass
 
 
 def stored_texts(config: DictConfig) -> dict[str, str]:
@@ -163,28 +168,58 @@ def store_texts(directory: Path, texts: Mapping[str, str]) -> None:
         return
     for name, text in texts.items():
         path = directory / name
-        if path.parent.is_symlink():
-            raise InputError("hydra.run.dir", directory, f"its {path.parent.name} is a link")
         path.parent.mkdir(exist_ok=True)
         replace(path, text)
 
 
-def lock_directory(directory: Path) -> FileLock:
-    """The right to write to a run directory; the system takes it back from a process that dies.
+@contextmanager
+def lock_directory(directory: Path) -> Iterator[None]:
+    """The right to write to a run directory, inside ``with``.
+
+    The system takes it back from a process that dies, so that what the file says of one that has
+    died, or whose number is somebody else's by now, does not matter.
 
     Raises:
         InUse: Another process holds it.
+        OSError: The file that stands for it cannot be written.
     """
     path = directory / LOCK
-    owner = path.read_text(errors="replace")[:20].strip() if path.exists() else ""
+    owner = _owner(path)
     lock = FileLock(path)
+    with naming(path):
+        try:
+            lock.acquire(timeout=0.3, poll_interval=0.05)  # who only looks holds it for a moment
+        except Timeout:
+            by = f" (process {owner})" if owner.isdigit() else ""
+            raise InUse(
+                f"{directory}: a run is going on here{by}; wait for it, or stop it"
+            ) from None
     try:
-        lock.acquire(timeout=0.3, poll_interval=0.05)  # who only looks holds it for a moment
-    except Timeout:
-        by = f" (process {owner})" if owner.isdigit() else ""
-        raise InUse(f"{directory}: a run is going on here{by}; wait for it, or stop it") from None
-    path.write_text(f"{os.getpid()}\n")
-    return lock
+        with naming(path), open(path, "wb", opener=without_links) as file:
+            file.write(f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        lock.release()
+
+
+def _owner(path: Path) -> str:
+    """The number of the process that has last held a lock, as the file says."""
+    try:
+        with opened(path, 20) as file:
+            return file.read(20).decode(errors="replace").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def refuse_links(directory: Path, key: str) -> None:
+    """Refuses a directory in which links stand where a run writes: it stays in its directory.
+
+    Raises:
+        InputError: The first such link.
+    """
+    for name in (".hydra", LOCK, LOG, CHECKPOINTS):
+        if (directory / name).is_symlink():
+            raise InputError(key, directory, f"its {name} is a symbolic link; none is followed")
 
 
 def overrides_of(config: DictConfig, kind: str) -> list[str]:

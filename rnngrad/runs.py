@@ -28,6 +28,8 @@ from rnngrad.stored import (
 CONFIG = ".hydra/config.yaml"
 LOCK = ".lock"
 """Held by the process that writes to the directory."""
+LOG = "rnngrad.log"
+"""What was logged, and tracebacks."""
 METRICS = "metrics.csv"
 SUMMARY = "summary.json"
 BPTT = "bptt.f64"
@@ -407,7 +409,7 @@ _SUMMARY_KINDS: dict[str, Callable[[Any], bool]] = {
 
 def _is_abandoned(path: Path) -> bool:
     """Whether a run's lock lies there and nobody holds it."""
-    if not (path / LOCK).is_file():
+    if (path / LOCK).is_symlink() or not (path / LOCK).is_file():
         return False  # a run of a loop of one's own
     try:
         with FileLock(path / LOCK, blocking=False):

@@ -24,7 +24,7 @@ class Appended:
     def __init__(self, path: Path) -> None:
         self.path = path
         with naming(path):
-            self._file = open(path, "ab", opener=_without_links)
+            self._file = open(path, "ab", opener=without_links)
 
     def write(self, data: bytes) -> None:
         """Appends, in memory for the time being."""
@@ -55,7 +55,7 @@ def replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with naming(path):
         try:
-            with open(temporary, "wb", opener=_without_links) as file:
+            with open(temporary, "wb", opener=without_links) as file:
                 file.write(text.encode())
             temporary.replace(path)
         except BaseException:
@@ -72,5 +72,6 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def _without_links(path: str, flags: int) -> int:
+def without_links(path: str, flags: int) -> int:
+    """An opener for ``open`` that does not follow a link."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
