@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def _compiled(function: Callable[..., None], dtype: str, title: str) -> int:
         try:
             kernel = numba.cfunc(signature, cache=True)(function)
             kept = ""
-        except RuntimeError:  # numba has found no directory that can be written to
+        except (RuntimeError, OSError):  # numba has found no directory to write to, or no room
             kernel = numba.cfunc(signature)(function)
             kept = f" (not kept: {directory} cannot be written to; NUMBA_CACHE_DIR names another)"
     seconds = f"{time.perf_counter() - began:.1f} s{kept}\n"
@@ -63,7 +63,8 @@ def _compiled(function: Callable[..., None], dtype: str, title: str) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, end="", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody can be told: no reason not to compute
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 @contextmanager
