@@ -34,15 +34,21 @@ def snapshot(training: Training) -> tuple[Tensors, Values]:
     Returns:
         Tensors by name, which may share the training's memory; and values as JSON has them.
     """
-    tensors: Tensors = {
-        f"model/{name}": tensor for name, tensor in training.model.state_dict().items()
-    }
+    tensors: Tensors = {}
+    extra: Values = {}
+    """What modules have in their own form, by ``get_extra_state``."""
+    for name, state in training.model.state_dict().items():
+        if isinstance(state, Tensor):
+            tensors[f"model/{name}"] = state
+        else:
+            extra[name] = _packed(state, tensors, f"extra/{name}")
     progress = training.progress
     whole = replace(progress, state=None)  # asdict copies every field
     audit, observer = training.audit, training.observer
     values = {
         "progress": {k: v for k, v in asdict(whole).items() if k != "state"},
         "carried": _packed(progress.state, tensors, "carried"),
+        "extra": extra,
         "optimizer": _packed(_optimizer_state(training.optimizer), tensors, "optimizer"),
         "clipper": _packed(training.clipper.state_dict(), tensors, "clipper"),
         "audit": None if audit is None else _packed(audit.state_dict(), tensors, "audit"),
@@ -66,8 +72,9 @@ def restore(training: Training, loaded: Loaded) -> None:
     """
     tensors, values = loaded.tensors, loaded.values
     try:
-        _check_model(training.model.state_dict(), tensors)
         own = {k.removeprefix("model/"): t for k, t in tensors.items() if k.startswith("model/")}
+        own |= {name: _unpacked(state, tensors) for name, state in values["extra"].items()}
+        _check_model(training.model.state_dict(), own)
         training.model.load_state_dict(own)
         _restore_optimizer(training.optimizer, _unpacked(values["optimizer"], tensors))
         for part, name in (
@@ -114,15 +121,16 @@ def environment(device: torch.device | str) -> dict[str, Any]:
     }
 
 
-def _check_model(own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Names the first parameter or buffer that is of another dtype or shape."""
-    for name, here in own.items():
-        there = tensors.get(f"model/{name}")
-        if there is None:
-            raise _Mismatch(f"{name} is missing")
-        if isinstance(here, Tensor) and (there.dtype, there.shape) != (here.dtype, here.shape):
-            kinds = [f"{str(t.dtype)[6:]} {list(t.shape)}" for t in (there, here)]
+def _check_model(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Names the first parameter or buffer that is not there, or of another dtype or shape."""
+    for name in sorted(here.keys() | there.keys()):
+        kinds = [_kind(state[name]) if name in state else "missing" for state in (there, here)]
+        if kinds[0] != kinds[1]:
             raise _Mismatch(f"{name} is {kinds[0]} there and {kinds[1]} here")
+
+
+def _kind(state: Any) -> str:
+    return f"{str(state.dtype)[6:]} {list(state.shape)}" if isinstance(state, Tensor) else "extra"
 
 
 def _device(training: Training) -> torch.device:
@@ -176,6 +184,8 @@ _LONG = 16
 
 def _packed(value: Any, tensors: Tensors, name: str) -> Any:
     """``value`` as JSON has it; its tensors, arrays and long lists of numbers go to ``tensors``."""
+    while name in tensors:  # a key with a slash in it
+        name += "+"
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}
@@ -186,12 +196,15 @@ def _packed(value: Any, tensors: Tensors, name: str) -> Any:
         kind = "list" if isinstance(value, list) else "tuple"
         for number, dtype in ((float, torch.float64), (int, torch.int64)):
             if len(value) >= _LONG and {type(item) for item in value} == {number}:
+                if number is int and not -(2**63) <= min(value) <= max(value) < 2**63:
+                    break
                 tensors[name] = torch.tensor(value, dtype=dtype)
                 return {f"{kind} of numbers": name}
         return {kind: [_packed(item, tensors, f"{name}/{i}") for i, item in enumerate(value)]}
     if isinstance(value, Mapping):
-        inner = {key: _packed(item, tensors, f"{name}/{key}") for key, item in value.items()}
-        return {"mapping": inner}
+        # in pairs, as a checkpoint sorts keys, and somebody may add up in the order of his
+        pairs = [[key, _packed(item, tensors, f"{name}/{key}")] for key, item in value.items()]
+        return {"mapping": pairs}
     return value
 
 
@@ -210,6 +223,6 @@ def _unpacked(
         numbers = tensors[content].tolist()
         return numbers if kind.startswith("list") else tuple(numbers)
     if kind == "mapping":
-        return {key: _unpacked(item, tensors, moved) for key, item in content.items()}
+        return {key: _unpacked(item, tensors, moved) for key, item in content}
     items = [_unpacked(item, tensors, moved) for item in content]
     return items if kind == "list" else tuple(items)

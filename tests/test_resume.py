@@ -15,21 +15,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
 
-from rnngrad.cells import CELLS
-from rnngrad.checkpoint import Loaded
+from rnngrad.cells import CELLS, CellPart, RNNCell
+from rnngrad.checkpoint import Loaded, _encode
 from rnngrad.clipping import CLIPS, Clip, Gradient, Outcome
 from rnngrad.config import experiment
 from rnngrad.parts import NothingUsable
 from rnngrad.runs import Run
+from rnngrad.snapshot import _packed, _unpacked
 from tests.sameness import (
     CONF,
     Uninterrupted,
+    _walk,
     command,
     composed,
     differences,
     everything,
     killed_at_every_moment,
+    read,
     small,
     without_tensorboard,
 )
@@ -197,6 +203,75 @@ def test_so_does_a_run_whose_parts_draw_from_the_global_streams(
     assert differences(other.memory, again.memory) == []
 
 
+class Counting(RNNCell):
+    """Remembers in Python's own values what it has seen, and goes by it."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size, hidden_size)
+        self.seen: dict[str, Any] = {"last": None, "norms": []}
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        if self.training:
+            self.seen["norms"].append(x.norm().item())
+            self.seen["last"] = x[0].detach().clone()
+        return super().forward(x * (1 + 0.1 * math.sin(sum(self.seen["norms"]))), state)
+
+    def get_extra_state(self) -> Any:
+        return {"norms": [*self.seen["norms"]], "last": self.seen["last"]}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seen = {"norms": [*state["norms"]], "last": state["last"]}
+
+
+@dataclass(frozen=True)
+class CountingPart(CellPart):
+    def cell(self, input_size: int) -> torch.nn.Module:
+        return Counting(input_size, self.hidden_size)
+
+
+def test_so_does_a_cell_whose_extra_state_is_no_tensor(tmp_path: Path, no_board: None) -> None:
+    CELLS.register("counting")(CountingPart)
+    own = {"cell": {"name": "counting", "hidden_size": 4, "num_layers": 2}}
+    assert killed_at_every_step(small({}) | own, tmp_path) == {}
+
+
+STATES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.integers(), min_size=14, max_size=18)
+    | st.lists(st.floats(), min_size=14, max_size=18)
+    | st.lists(st.floats(), max_size=3).map(lambda numbers: torch.tensor(numbers).double())
+    | st.lists(st.floats(), max_size=3).map(lambda numbers: np.array(numbers)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.sampled_from(["a", "b", "a/b", "0", ""]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(STATES)
+@example({"a/b": torch.ones(2), "a": {"b": torch.zeros(3)}})
+@example([2**64] * 16)
+def test_whatever_a_part_remembers_comes_back_as_it_was(state: Any) -> None:
+    tensors: dict[str, Tensor] = {}
+    loaded = read(_encode(0, tensors, {"state": _packed(state, tensors, "x")}), 0)
+    back = _unpacked(loaded.values["state"], loaded.tensors)
+    assert [*_walk(back, "", set())] == [*_walk(state, "", set())]
+    assert shapes(back) == shapes(state)
+
+
+def shapes(state: Any) -> Any:
+    """The kinds of which a state is made."""
+    if isinstance(state, dict):
+        return [(name, shapes(part)) for name, part in state.items()]
+    return [type(state), *map(shapes, state if isinstance(state, list | tuple) else ())]
+
+
 # --- R1: whenever a run asks whether to stop
 
 
@@ -347,27 +422,30 @@ WATCHED = {
     **dict.fromkeys(("lag_anchors", "lyapunov_exponents", "jacobians"), 0),
 }
 NEVER_MIND = {
-    "optimizer/mapping/groups/list/0/mapping/lr": "is set anew at every step",
+    "optimizer/groups/list/0/lr": "is set anew at every step",
     "progress/loss": "is the next update's",
     "progress/evaluation/loss": "is the next evaluation's",
     "progress/evaluation/accuracy": "is the next evaluation's",
     "progress/in_a_row": "is 0 after the next update, as that is finite",
-    "random/mapping/cuda": "there is none",
+    "random/cuda": "there is none",
 }
 """What may be changed, and why; of a run whose batches do not go on from each other also:"""
 OF_NO_STREAM = {
     "carried": "is given to no batch",
-    "random/mapping/numpy/list/3": "whether a second normal number is there: 2 is yes, as 1 is",
+    "random/numpy/list/3": "whether a second normal number is there: 2 is yes, as 1 is",
 }
 
 
-def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """What a tree holds, and where."""
-    if isinstance(tree, dict | list):
+def leaves(tree: Any, path: tuple[Any, ...] = (), name: str = "") -> Iterator[tuple[Any, str]]:
+    """Paths to what a tree holds, and their names."""
+    if isinstance(tree, dict) and [*tree] == ["mapping"]:
+        for i, (key, part) in enumerate(tree["mapping"]):
+            yield from leaves(part, (*path, "mapping", i, 1), f"{name}/{key}")
+    elif isinstance(tree, dict | list):
         for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from leaves(part, (*path, key))
+            yield from leaves(part, (*path, key), f"{name}/{key}")
     else:
-        yield path, tree
+        yield path, name[1:]
 
 
 def another(value: Any) -> Any:
@@ -406,8 +484,7 @@ def mutants(whole: Uninterrupted, step: int) -> Iterator[tuple[str, Loaded]]:
     inside = {k: v for k, v in saved.values.items() if k not in ("settings", "environment")}
     for name in saved.tensors:
         yield name, with_a_bit_flipped(whole.shelf.loaded(step), name)
-    for path, _ in leaves(inside):
-        name = "/".join(map(str, path))
+    for path, name in leaves(inside):
         yield name, with_another_value(whole.shelf.loaded(step), path)
 
 
