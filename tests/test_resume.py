@@ -24,7 +24,7 @@ from rnngrad.checkpoint import Loaded, _encode
 from rnngrad.clipping import CLIPS, Clip, Gradient, Outcome
 from rnngrad.config import experiment
 from rnngrad.parts import NothingUsable
-from rnngrad.runs import Run
+from rnngrad.runs import BPTT_LAYOUT, MEASURES_LAYOUT, Run
 from rnngrad.snapshot import _packed, _unpacked
 from tests.sameness import (
     CONF,
@@ -335,6 +335,19 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(tmp_path: Path, small_ch
     for copy in copies:
         assert command(values, copy)[0] == 0
         assert differences(whole, everything(copy)) == [], copy
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty"])
+def test_layouts_that_a_power_cut_has_taken_are_written_again(damage: str, tmp_path: Path) -> None:
+    values = composed(INTERRUPTED | {"measure": "standard", "cell.num_layers": 11})
+    command(values, tmp_path / "run", 6)
+    shutil.copytree(tmp_path / "run", tmp_path / "damaged")
+    command(values, tmp_path / "run")
+    for name in (BPTT_LAYOUT, MEASURES_LAYOUT):
+        path = tmp_path / "damaged" / name
+        path.unlink() if damage == "gone" else path.write_text("")
+    assert command(values, tmp_path / "damaged")[0] == 0
+    assert differences(everything(tmp_path / "run"), everything(tmp_path / "damaged")) == []
 
 
 # --- R1: a run that is made longer
