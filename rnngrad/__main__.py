@@ -31,14 +31,12 @@ from rnngrad.launcher import (
     InUse,
     lock_directory,
     plain,
-    refuse_links,
     register_run_name,
     store_texts,
     stored_texts,
 )
 from rnngrad.parts import MISSING, InputError, NothingUsable
 from rnngrad.resume import (
-    CHECKPOINTS,
     checkpoint_of,
     has_checkpoints,
     more_steps,
@@ -46,7 +44,7 @@ from rnngrad.resume import (
     refuse_other_overrides,
     stored_config,
 )
-from rnngrad.runs import LOG, SUMMARY, Run, table
+from rnngrad.runs import CHECKPOINTS, LOG, SUMMARY, Run, table
 from rnngrad.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
@@ -188,7 +186,6 @@ def resume(directory: Path, overrides: list[str]) -> int:
     from rnngrad.config import experiment, load_plugins
 
     values = stored_config(directory)
-    refuse_links(directory, "resume")
     directory = directory.absolute()
     given = _given(overrides)
     named = given.pop("plugins", [])

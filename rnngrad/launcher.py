@@ -19,9 +19,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rnngrad.parts import MISSING, InputError
-from rnngrad.resume import CHECKPOINTS
-from rnngrad.runs import CONFIG, LOCK, LOG, read_config
-from rnngrad.stored import opened
+from rnngrad.runs import CONFIG, LOCK, LOG, read_config, refuse_odd_files
+from rnngrad.stored import Unreadable, opened
 from rnngrad.written import naming, replace, without_links
 
 
@@ -118,6 +117,10 @@ def check_job(config: DictConfig, *directory_keys: str) -> Path:
     finally:
         HydraConfig.instance().cfg = before
     key = directory_keys[-1]
+    try:
+        refuse_odd_files(directory)
+    except Unreadable as error:
+        raise InputError(key, directory, str(error)) from None
     refuse_foreign(directory, values, key)
     return directory.absolute()
 
@@ -126,7 +129,6 @@ def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None
     """Lets a run have a directory that is new, empty, or already its own and not in use."""
     if not directory.exists():
         return
-    refuse_links(directory, key)
     stored = directory / CONFIG
     early = {".hydra", LOCK, LOG}  # all that is there before a run's configuration is
     if not directory.is_dir() or (
@@ -209,17 +211,6 @@ def _owner(path: Path) -> str:
             return file.read(20).decode(errors="replace").strip()
     except (OSError, ValueError):
         return ""
-
-
-def refuse_links(directory: Path, key: str) -> None:
-    """Refuses a directory in which links stand where a run writes: it stays in its directory.
-
-    Raises:
-        InputError: The first such link.
-    """
-    for name in (".hydra", LOCK, LOG, CHECKPOINTS):
-        if (directory / name).is_symlink():
-            raise InputError(key, directory, f"its {name} is a symbolic link; none is followed")
 
 
 def overrides_of(config: DictConfig, kind: str) -> list[str]:

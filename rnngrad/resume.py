@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnngrad.parts import InputError, NothingUsable
-from rnngrad.runs import CONFIG, find_runs, read_config
+from rnngrad.runs import CHECKPOINTS, CONFIG, find_runs, read_config, refuse_odd_files
 
 if TYPE_CHECKING:
     from rnngrad.checkpoint import Loaded
-
-CHECKPOINTS = "checkpoint"
-"""The folder of a run's checkpoints, in its directory."""
 
 
 def stored_config(directory: Path) -> dict[str, Any]:
@@ -30,6 +27,7 @@ def stored_config(directory: Path) -> dict[str, Any]:
         listed = f"; runs inside it: {', '.join(inside)}" if inside else ""
         raise InputError("resume", directory, f"is not a run (it has no {CONFIG}){listed}")
     try:
+        refuse_odd_files(directory)
         return read_config(directory / CONFIG)
     except (OSError, ValueError) as error:
         raise InputError("resume", directory, str(error)) from None

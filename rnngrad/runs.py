@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from rnngrad.stored import (
     Unreadable,
     array_of,
+    is_odd,
     json_mapping,
     lines_of,
     printable,
@@ -44,6 +45,11 @@ MEASURES_LAYOUT = "measures.json"
 UPDATES = "updates.f32"
 """Three float32 an update: loss, ``log10`` of the gradient's norm before clipping, and the clip
 coefficient."""
+
+CHECKPOINTS = "checkpoint"
+"""The folder of a run's checkpoints."""
+WRITTEN = (METRICS, SUMMARY, BPTT, BPTT_LAYOUT, MEASURES, MEASURES_LAYOUT, UPDATES, CHECKPOINTS)
+"""In a run's directory, beside what is hidden, logs and TensorBoard's files."""
 
 COLUMNS = (
     "step",
@@ -405,6 +411,24 @@ _SUMMARY_KINDS: dict[str, Callable[[Any], bool]] = {
     "a table of numbers": _is_table,
     "a diagnosis": _is_diagnosis,
 }
+
+
+def refuse_odd_files(directory: Path) -> None:
+    """Refuses a run directory in which a run would write elsewhere, or wait for a reader.
+
+    Raises:
+        Unreadable: A file that a run writes is a link there, a pipe or a device.
+        OSError: The system will not let us look.
+    """
+    for folder in (directory, directory / Path(CONFIG).parent):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if is_odd(path) and (folder != directory or _is_written(path.name)):
+                raise Unreadable(path, "is a link, a pipe or a device, and would be written to")
+
+
+def _is_written(name: str) -> bool:
+    """Whether a run writes a file, or has a folder, of that name in its directory."""
+    return name in WRITTEN or name.startswith((".", "events.out.tfevents.")) or ".log" in name
 
 
 def _is_abandoned(path: Path) -> bool:

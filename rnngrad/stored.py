@@ -77,6 +77,12 @@ def opened(path: Path, limit: int) -> IO[bytes]:
         raise
 
 
+def is_odd(path: Path) -> bool:
+    """Whether it is neither a file nor a folder: writing there would not be writing there."""
+    mode = path.lstat().st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def lines_of(path: Path, limit: int) -> Iterator[str]:
     """A file's lines with their ends; a last one without an end is not there yet.
 

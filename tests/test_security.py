@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+import rnngrad.report
+from rnngrad.__main__ import run_command
 from rnngrad.runs import find_runs
 
 from .test_command import TINY, Command, command, snapshot, whole
@@ -91,3 +98,121 @@ def test_what_is_typed_beside_files_is_taken(command: Command, tmp_path: Path) -
     assert code == 0, said
     (path,) = find_runs(tmp_path)
     assert path.name.startswith("adding_lstm_norm_s4-") and (path / "mine.log").exists()
+
+
+# --- run directories
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's directory, as the command leaves it, but interrupted."""
+    folder = tmp_path_factory.mktemp("trained") / "there"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["rnngrad", *TINY, f"hydra.run.dir={folder}"])
+        assert run_command() == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}))
+    return folder
+
+
+ODD = ["metrics.csv", "bptt.f64", "summary.json", "rnngrad.log", ".lock", "checkpoint", ".hydra"]
+
+
+@pytest.mark.parametrize("name", [*ODD, ".hydra/overrides.yaml", "events.out.tfevents.1.x.1.0"])
+def test_a_run_writes_through_no_link(
+    name: str, trained: Path, command: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "there"
+    shutil.copytree(trained, folder)
+    if (folder / name).exists():
+        (folder / name).rename(tmp_path / "target")
+    else:
+        (tmp_path / "target").write_text("mine")
+    (folder / name).symlink_to(tmp_path / "target")
+    before = snapshot(tmp_path)
+    for words in ([*TINY, "hydra.run.dir=there"], ["resume=there"]):
+        code, said = command(*words)
+        assert code == 2 and said.count("\n") == 1
+        assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "rnngrad.log", ".lock"])
+def test_a_run_waits_for_no_reader_of_a_pipe(
+    name: str, trained: Path, command: Command, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "there")
+    (tmp_path / "there" / name).unlink()
+    os.mkfifo(tmp_path / "there" / name)
+    for words in ([*TINY, "hydra.run.dir=there"], ["resume=there"]):
+        code, said = command(*words)
+        assert code == 2 and said.count("\n") == 1 and "would be written to" in said
+
+
+def report(*arguments: str, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr("sys.argv", ["rnngrad-report", *arguments])
+    try:
+        rnngrad.report.main()
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else 1
+    return 0
+
+
+@pytest.mark.parametrize("name", ["report", "report/report.md", "report/gradients.png"])
+def test_a_report_writes_through_no_link(
+    name: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(trained, tmp_path / "there")
+    target = tmp_path / "target"
+    if name == "report":
+        target.mkdir()
+    else:
+        target.write_text("mine")
+        (tmp_path / "there" / "report").mkdir()
+    (tmp_path / "there" / name).symlink_to(target)
+    before = snapshot(tmp_path)
+    assert report("there", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "link" in said
+    assert snapshot(tmp_path) == before
+
+
+def test_a_report_shows_what_a_run_says_and_obeys_none_of_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    shutil.copytree(trained, folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    evil = "</title><script>alert(1)</script>\"'`<b>` [x](javascript:alert(1)) \x1b[2J"
+    for finding in summary["diagnosis"]["findings"]:
+        finding |= {"symptom": evil, "evidence": evil, "remedies": [evil], "level": evil}
+    summary |= {"status": evil, "reason": evil, "rnngrad": evil, "eval_at": {evil: {"loss": 1}}}
+    summary["diagnosis"] |= {"verdict": evil, "because": [evil]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    config = folder / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("device: cpu", f"device: {json.dumps(evil)}"))
+    assert report(folder.name, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    page = Scripts()
+    page.feed((folder / "report" / "index.html").read_text())
+    assert page.found == []
+    assert "&lt;script&gt;" in (folder / "report" / "index.html").read_text()
+
+
+class Scripts(HTMLParser):
+    """Whatever a browser would run, or load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "iframe", "object", "embed", "form", "b"):
+            self.found.append(tag)
+        for name, value in attrs:
+            local = re.fullmatch(r"#?\w+(\.\w+)?|data:(,|image/svg\+xml;base64,.*)", value or "")
+            if name.startswith("on") or (name in ("href", "src") and not local):
+                self.found.append(f"{name}={value}")

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import matplotlib
+import numpy as np
 
 from rnngrad.report.writing import write
 from rnngrad.runs import Run, find_runs, table
+from rnngrad.stored import printable
 
 LINES = 100
 """Runs printed at most."""
@@ -32,15 +34,18 @@ def main() -> None:
         runs |= found
     single = len(arguments.directories) == 1
     out = Path(arguments.out or (Path(arguments.directories[0], "report") if single else "report"))
+    if out.is_symlink() and not arguments.out:
+        _refuse(f"{out}: is a symbolic link; say where to write with --out")
     try:
-        written = write(list(runs.values()), out)
+        with np.errstate(all="ignore"):  # of numbers that no run has written
+            written = write(list(runs.values()), out)
     except OSError as error:
         _refuse(f"--out={out}: cannot be written ({error.strerror})")
     except ValueError as error:
         _refuse(f"{', '.join(arguments.directories)}: a run's files cannot be read ({error})")
     for label, why in written.unreadable.items():
-        print(f"rnngrad-report: {label}: left out, its files cannot be read ({why})",
-              file=sys.stderr)  # fmt: skip
+        line = printable(f"{label}: left out, its files cannot be read ({why})")
+        print(f"rnngrad-report: {line}", file=sys.stderr)
     print(table(written.runs[:LINES]))
     if len(written.runs) > LINES:
         print(f"... and {len(written.runs) - LINES} more: {out / 'runs.csv'}")
@@ -50,7 +55,7 @@ def main() -> None:
 
 
 def _refuse(line: str) -> NoReturn:
-    print(f"rnngrad-report: {line}", file=sys.stderr)
+    print(f"rnngrad-report: {printable(line)}", file=sys.stderr)
     sys.exit(2)
 
 

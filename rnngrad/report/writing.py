@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ from rnngrad.report.page import markdown, page
 from rnngrad.report.reading import Reading
 from rnngrad.report.style import STYLE
 from rnngrad.runs import Run
+from rnngrad.stored import is_odd
 
 FIGURE = "gradients"
 PAGE = "index.html"
 TITLE = "rnngrad report: "
+LARGEST_PAGE = 2**26
+"""Bytes of an earlier page that are looked at."""
 OF_A_MEAN = "Norms of ∂L/∂h_t are of a loss that is a mean over the batch."
 
 
@@ -59,6 +63,7 @@ def write(runs: Sequence[Run], out: Path) -> Written:
     if not digests:
         raise ValueError("; ".join(f"{label}: {why}" for label, why in unreadable.items()))
     out.mkdir(parents=True, exist_ok=True)
+    _refuse_odd_files(out)
     _remove_earlier(out)
     groups = grouped(digests)
     kept = [digest.run for digest in digests]
@@ -79,10 +84,19 @@ def write(runs: Sequence[Run], out: Path) -> Written:
     return Written(out / f"{FIGURE}.png", out / PAGE, kept, unreadable)
 
 
+def _refuse_odd_files(out: Path) -> None:
+    """A report is written into the run's directory, which may be somebody else's work."""
+    for path in out.iterdir():
+        if is_odd(path):
+            raise OSError(errno.ELOOP, f"{path.name} in it is a link, a pipe or a device", str(out))
+
+
 def _remove_earlier(out: Path) -> None:
     """Removes the files that an earlier report's page links to: the new one may not make them."""
-    earlier = out / PAGE
-    text = earlier.read_text(encoding="utf-8", errors="replace") if earlier.is_file() else ""
+    if not (out / PAGE).is_file():
+        return
+    with (out / PAGE).open("rb") as file:
+        text = file.read(LARGEST_PAGE).decode(errors="replace")
     if f"<title>{TITLE}" in text:
         for name in re.findall(r'<a href="(\w+\.(?:csv|png|svg))">', text):
             (out / name).unlink(missing_ok=True)
