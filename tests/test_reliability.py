@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,12 +49,13 @@ def test_every_row_is_there_once() -> None:
 
 
 def test_every_test_that_the_page_names_is_there() -> None:
-    named = Counter(re.findall(r"`(tests/\w+\.py)::(\w+)", PAGE))
+    named = set(re.findall(r"`(tests/\w+\.py)::(\w+)`", PAGE))
     assert len(named) > 50
-    for file, test in named:
+    there = set()
+    for file in {file for file, _ in named}:
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        there = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-        assert test in there, f"{file}::{test}"
+        there |= {(file, node.name) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert named <= there, named - there
 
 
 def test_every_row_has_a_test_or_says_why_not() -> None:
@@ -233,11 +233,18 @@ class Breakthrough(Stream):
 
 
 @pytest.mark.parametrize("clip", sorted(CLIPS.load()))
-@pytest.mark.parametrize("jump", [0.85, 1e-3, 1e-9])
+@pytest.mark.parametrize("jump", [0.85, 1e-6])
 def test_a_breakthrough_is_a_step_like_any_other(jump: float, clip: str, tmp_path: Path) -> None:
-    """15, 99 and 100 % down at once, where a deviation is 0.7 %."""
+    """15 and 100 % down at once, where a deviation is 0.7 %."""
     run, result, _ = small_run(
-        tmp_path, task=Breakthrough(jump=jump), clip=clip, optim="sgd", lr=1e-9, steps=84
+        tmp_path,
+        task=Breakthrough(jump=jump),
+        clip=clip,
+        optim="sgd",
+        lr=1e-9,
+        steps=84,
+        log_every=1000,
+        eval_every=1000,
     )
     assert result.status == "completed" and result.skip_fraction == 0
     assert run.updates["loss"][80] < run.updates["loss"][:80].mean() * (jump + 0.02)
