@@ -231,7 +231,8 @@ class Training:
         device, progress = self.parameters[0].device, self.progress
         batch = self.task.training_batch(self.seed, step, self.batch_size)
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
-        before = first_rows(progress.state, inputs.shape[1]) if batch.continues else None
+        goes_on = batch.continues and progress.state is not None  # none, if no update was made yet
+        before = first_rows(progress.state, inputs.shape[1]) if goes_on else None
         evaluates = self._evaluates(step)
         logs = _on_schedule(step, self.log_every, self.log_per_decade) or evaluates
         observer = self.observer
@@ -301,7 +302,7 @@ class Training:
                 self._locate(update),
                 self.nonfinite.policy,
             )
-        update.passed = update.passed._replace(state=progress.state)
+        update.passed = update.passed._replace(state=update.before)
         update.records, update.observation = {}, None
         steps = self.nonfinite.replace_gradient_(self.model)
         post = total_norm([p.grad for p in self.parameters if p.grad is not None]) if steps else 0.0

@@ -105,6 +105,10 @@ class Shelf:
 
     Args:
         steps: Of which; all, if there are none.
+
+    Attributes:
+        contents: By step.
+        ended: At the end, or where the run could not go on.
     """
 
     failure = None
@@ -126,7 +130,7 @@ class Shelf:
             self.contents[step] = _encode(step, *snapshot(training))
 
     def end(self, training: Training) -> None:
-        return
+        self.ended = _encode(training.progress.step, *snapshot(training))
 
     def __enter__(self) -> Shelf:
         return self
