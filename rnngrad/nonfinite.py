@@ -71,6 +71,8 @@ def locate_nonfinite(
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"parameter {name} is not finite"
+    if (t := _first_nonfinite(inputs)) is not None:
+        return f"the input is not finite at t = {t} of {len(inputs)}"
     with undisturbed(model):
         return _forward(model, task, inputs, targets, state) or _backward(
             model, task, inputs, targets, state
