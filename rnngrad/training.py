@@ -87,6 +87,8 @@ class _Update:
     report: ClipReport = _NO_GRADIENT
     audited: Mapping[str, ClipReport] = field(default_factory=dict)
     observation: Observation | None = None
+    remembered: Mapping[str, Any] = field(default_factory=dict)
+    """What the observer did before."""
 
 
 class Training:
@@ -258,8 +260,8 @@ class Training:
         )
         if math.isfinite(loss):
             self._clip(update)
-        elif self.audit is not None:
-            update.audited = dict.fromkeys(self.audit.counts, _NO_GRADIENT)
+        else:
+            update.audited = self._unaudited()
         return update
 
     def _clip(self, update: _Update) -> None:
@@ -267,6 +269,7 @@ class Training:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if update.observer is not None and all(grad.isfinite().all() for grad in grads):
             loss_of = partial(_loss_of, self.model, self.task, self.seed, update.step)
+            update.remembered = update.observer.state_dict()
             update.observation = Observation(
                 update.observer, update.records, update.inputs, loss_of
             )
@@ -276,6 +279,12 @@ class Training:
         update.penalty = self.regularizer.add_(
             self.model.rnn, update.passed.hidden, top, self.nonlinearity
         )
+        if self.nonfinite.bound < math.inf:
+            norm = total_norm([p.grad for p in self.parameters if p.grad is not None])
+            if not norm <= self.nonfinite.bound:  # no rule is to remember it
+                update.report = replace(_NO_GRADIENT, norm_pre=norm, finite=math.isfinite(norm))
+                update.audited = self._unaudited()
+                return
         if self.audit is not None:
             update.audited = self.audit()
         if update.observation is not None:
@@ -284,13 +293,17 @@ class Training:
         if update.observation is not None:
             update.observation.clipped()
 
+    def _unaudited(self) -> dict[str, ClipReport]:
+        """What the audit says of a gradient that it is not shown."""
+        return {} if self.audit is None else dict.fromkeys(self.audit.counts, _NO_GRADIENT)
+
     def _is_usable(self, update: _Update) -> bool:
         """Whether a step can be made; what is not finite is put aside, if that is no end."""
         report, progress = update.report, self.progress
         if report.finite and report.norm_pre <= self.nonfinite.bound:
             progress.in_a_row = 0
             return True
-        self._forget_forward(update)
+        self._forget(update)
         if not self.nonfinite.lets_pass(progress.in_a_row):
             return False
         progress.in_a_row += 1
@@ -310,13 +323,15 @@ class Training:
         return True
 
     @torch.no_grad()
-    def _forget_forward(self, update: _Update) -> None:
-        """Puts statistics, as batch norm's, where they were before the forward pass."""
+    def _forget(self, update: _Update) -> None:
+        """Puts what has learnt from an update where it was before: statistics, as batch norm's."""
         buffers, extra = update.statistics
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
         for part, state in extra:
             part.set_extra_state(state)
+        if update.observation is not None and update.observer is not None:
+            update.observer.load_state_dict(update.remembered)
 
     def _apply(self, update: _Update) -> None:
         """The optimiser's step, and what is kept of the update."""
