@@ -159,9 +159,10 @@ STATES = ("optimizer", "extra", "clipper", "audit", "observer", "random")
 
 
 def states(contents: Mapping[str, bytes]) -> dict[str, Any]:
-    """Of a snapshot: all but how far the run is."""
+    """Of a snapshot: all but how far the run is, and what only a stream goes on with."""
     loaded = read(contents, 0)
-    return {**loaded.tensors, **{name: loaded.values[name] for name in STATES}}
+    tensors = {k: tensor for k, tensor in loaded.tensors.items() if not k.startswith("carried")}
+    return {**tensors, **{name: loaded.values[name] for name in STATES}}
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
