@@ -193,13 +193,13 @@ def resume(directory: Path, overrides: list[str]) -> int:
         allowed = "what is stored is not imported; type plugins=[...] again"
         raise InputError("plugins", values["plugins"], allowed)
     load_plugins({"plugins": named}, overrides)
-    steps = given.pop("trainer.steps", None)
+    longer = {"steps": given.pop("trainer.steps")} if "trainer.steps" in given else None
     values["strict"] = given.pop("strict", False)
     experiment(values)
     refuse_other_overrides(given, values, directory)
-    if steps is not None:
-        values["trainer"] = values["trainer"] | {"steps": steps}
-        steps = experiment(values).trainer.steps
+    steps = None
+    if longer is not None:
+        steps = experiment(values | {"trainer": values["trainer"] | longer}).trainer.steps
 
     def run() -> tuple[int, float]:
         return _run(values, directory, again=True, steps=steps)
