@@ -88,6 +88,7 @@ def restore(training: Training, loaded: Loaded) -> None:
                 part.load_state_dict(_unpacked(values[name], tensors))
         device = _device(training)
         carried = _unpacked(values["carried"], tensors, lambda tensor: tensor.to(device))
+        _check_progress(values["progress"], loaded.step)
         training.progress = replace(training.progress, **values["progress"], state=carried)
         _restore_random(_unpacked(values["random"], tensors), device)
     except _Mismatch as error:
@@ -127,6 +128,26 @@ def _check_model(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
         kinds = [_kind(state[name]) if name in state else "missing" for state in (there, here)]
         if kinds[0] != kinds[1]:
             raise _Mismatch(f"{name} is {kinds[0]} there and {kinds[1]} here")
+
+
+_PROGRESS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step", "clipped", "skipped", "nonfinite", "in_a_row"), (int,)),
+    **dict.fromkeys(("loss", "best"), (float,)),
+    "solved_at": (int, type(None)),
+    "evaluation": (dict,),
+    "row": (dict, type(None)),
+    "reason": (str, type(None)),
+}
+
+
+def _check_progress(values: Mapping[str, Any], step: int) -> None:
+    """Refuses numbers that are none, before the loop finds out in the middle of something."""
+    for name, kinds in _PROGRESS.items():
+        inner = values[name].values() if isinstance(values[name], dict) else ()
+        if type(values[name]) not in kinds or not {*map(type, inner)} <= {int, float}:
+            raise _Mismatch(f"progress.{name} is {values[name]!r}"[:80])
+    if values["step"] != step:
+        raise _Mismatch(f"progress.step is {values['step']}")
 
 
 def _kind(state: Any) -> str:
