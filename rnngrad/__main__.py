@@ -206,7 +206,7 @@ def resume(directory: Path, overrides: list[str]) -> int:
 
     with _logging_to(directory / LOG):
         code, _ = _guarded(run, directory, named)
-    return code if code in (BAD_INPUT, IN_USE) else _conclude([(code, directory)], "")
+    return _conclude([(code, directory)], "")
 
 
 def _given(overrides: list[str]) -> dict[str, Any]:
@@ -254,17 +254,20 @@ def _run(
             _say(f"{_short(directory)} is already completed; {hint}")
             return DONE, before["eval_loss"]
         spec = replace(spec, trainer=replace(spec.trainer, steps=wanted))
-        loaded = None
+        loaded, told = None, _Told()
         if again or has_checkpoints(directory):
             loaded = checkpoint_of(
                 directory,
                 spec.settings,
                 spec.general.device,
                 strict=values["strict"],
-                say=_say,
+                say=told,
             )
         with ExitStack() as opened:
             training = _training(spec, values, directory, signals, loaded, opened)
+            if loaded is not None:
+                told.log()
+                _note(f"{_short(directory)} goes on after step {loaded.step}")
             result = training.run()
             training.tracker.finish(result)
             training.tracker.diagnosed(diagnose_run(Run(directory)).as_dict())
@@ -313,7 +316,6 @@ def _training(
         tracker.finish(training.result())  # from here on it is a run that goes on, and how far
         rewind(folder, loaded.step)  # before the files are cut: these would reach beyond them
         opened.enter_context(tracker)
-        _say(f"{_short(directory)} goes on after step {loaded.step}")
     return training
 
 
@@ -321,13 +323,13 @@ def _outcome(training: Training, result: Result, directory: Path, signals: Signa
     """Says what there is to say of a run's end; its exit code."""
     name = _short(directory)
     if result.reason:
-        _say(f"{name} {result.status}: {result.reason}")
+        _note(f"{name} {result.status}: {result.reason}")
     failure = None if training.saver is None else training.saver.failure
     if result.status == "interrupted":
         if failure is not None:
-            _say(f"{name} interrupted after step {result.steps}, and NOT saved: {failure}")
+            _note(f"{name} interrupted after step {result.steps}, and NOT saved: {failure}")
             return FAILED
-        _say(
+        _note(
             f"{name} interrupted after step {result.steps} and saved: rnngrad resume={name} goes on"
         )
     if signals.number is not None:  # also if the run was at its end: the sweep is not
@@ -407,6 +409,8 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 def _conclude(outcomes: list[tuple[int, Path]], sweep: str) -> int:
     """Says how the runs ended; the exit code of the whole command."""
+    if not sweep and outcomes and outcomes[0][0] in (BAD_INPUT, IN_USE):
+        return outcomes[0][0]  # of a run that is as it was, one line is enough
     finished = [Run(path) for _, path in outcomes if (path / SUMMARY).exists()]
     try:
         _tell(finished, sweep)
@@ -460,6 +464,28 @@ def _usage_error(message: str) -> NoReturn:
 def _say(line: str) -> None:
     with suppress(OSError):  # the terminal is gone, or a full disk's file: no reason to fail
         print(f"rnngrad: {line if len(line) < 500 else line[:500] + '...'}", file=sys.stderr)
+
+
+def _note(line: str) -> None:
+    """Says a line that the run's log is to have as well."""
+    _say(line)
+    log.info(line)
+
+
+class _Told:
+    """Says lines at once, and has them in the log of a run that then goes on."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self._lines.append(line)
+        _say(line)
+
+    def log(self) -> None:
+        """A run that is refused is left as it was, its log too."""
+        for line in self._lines:
+            log.warning(line)
 
 
 def _short(directory: Path) -> Path:
