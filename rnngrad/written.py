@@ -25,6 +25,7 @@ class Appended:
         self.path = path
         with naming(path):
             self._file = open(path, "ab", opener=without_links)
+            self._status = os.fstat(self._file.fileno())
 
     def write(self, data: bytes) -> None:
         """Appends, in memory for the time being."""
@@ -35,6 +36,14 @@ class Appended:
         """Hands over to the system what was written."""
         with naming(self.path):
             self._file.flush()
+
+    def is_in_place(self) -> bool:
+        """Whether the file at its path is still this one, and not another run's by now.
+
+        Raises:
+            OSError: There is none.
+        """
+        return os.path.samestat(self._status, os.stat(self.path))
 
     def sync(self) -> None:
         """Makes what was flushed outlive a power cut; from any thread."""

@@ -39,12 +39,12 @@ class Started:
     Args:
         processes: That started it.
         pid: Of the process.
-        folder: In which it was started; what it says is in ``said`` there, also when it is killed.
+        told: What it says on standard error, also when it is killed.
     """
 
     processes: Processes
     pid: int
-    folder: Path
+    told: Path
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Sends a signal."""
@@ -59,7 +59,7 @@ class Started:
     @property
     def said(self) -> str:
         """Standard error."""
-        return (self.folder / "said").read_text(errors="replace")
+        return self.told.read_text(errors="replace")
 
 
 class Processes:
@@ -71,6 +71,7 @@ class Processes:
         *arguments: str,
         arrange: Callable[..., None] | None = None,
         using: tuple[Any, ...] = (),
+        into: str = "said",
     ) -> Started:
         """Starts ``rnngrad`` with ``arguments``.
 
@@ -79,11 +80,12 @@ class Processes:
             arguments: The command line.
             arrange: A function of a module, called in the process before.
             using: Its arguments, plain values.
+            into: The file in ``folder`` that gets standard error.
         """
         folder.mkdir(exist_ok=True)
         name = arrange and f"{arrange.__module__}:{arrange.__qualname__}"
-        order = {"in": str(folder), "argv": arguments, "arrange": name, "using": using}
-        return Started(self, int(self.ask(order)), folder)
+        start = (str(folder), into, arguments, name, using)
+        return Started(self, int(self.ask({"start": start})), folder / into)
 
     def run(self, folder: Path, *arguments: str, **options: Any) -> tuple[int, str]:
         """Exit code and standard error of a command line."""
@@ -141,7 +143,7 @@ def _obeyed(order: Mapping[str, Any]) -> int | None:
     if "wait" in order:
         return _wait(order["wait"], order["timeout"])
     if (pid := os.fork()) == 0:
-        _become(order["in"], order["argv"], order["arrange"], order["using"])
+        _become(*order["start"])
     return pid
 
 
@@ -158,13 +160,13 @@ def _wait(pid: int, timeout: float) -> int | None:
 
 
 def _become(
-    folder: str, arguments: list[str], arrange: str | None = None, using: tuple[Any, ...] = ()
+    folder: str, into: str, arguments: list[str], arrange: str | None, using: list[Any]
 ) -> None:
     """The fork's whole life."""
     code = 99
     try:
         os.chdir(folder)
-        for target, name in ((0, os.devnull), (1, "told"), (2, "said")):
+        for target, name in ((0, os.devnull), (1, os.devnull), (2, into)):
             file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, target)
             os.close(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -328,6 +329,9 @@ class Tracker:
     def _write_summary(self, *, ended: bool = False) -> None:
         if not self._has_news:
             return
+        if self._files and not self._files[0].is_in_place():
+            path = self._files[0].path
+            raise OSError(errno.ESTALE, "is not this run's file any more", str(path))
         summary = self._summary
         if summary["status"] == "completed" and not ended:
             summary = summary | {"status": "running"}
