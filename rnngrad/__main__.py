@@ -90,7 +90,7 @@ def _command() -> int:
         if (directory := _resumed()) is not None:
             return resume(directory, sys.argv[1:])
         _arguments()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             ledger = Path(folder, "outcomes")
             ledger.touch()
             # with HYDRA_FULL_ERROR it raises its errors instead of printing six lines and exiting
@@ -371,7 +371,8 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         root.setLevel(level)
-        handler.close()
+        with suppress(OSError):  # of what could not be written
+            handler.close()
 
 
 def _summary(directory: Path) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Saver:
         self._settings = plain_settings(settings)
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
+        self._best = False
         self.failure: OSError | None = None
 
     def begin(self, training: Training) -> None:
@@ -93,6 +94,7 @@ class Saver:
         tensors, values = snapshot(training)
         values["settings"] = self._settings
         self._saved_at, self._saved_step = time.monotonic(), training.progress.step
+        self._best = best
         self._wait()
         self._checkpointer.save(
             training.progress.step, tensors, values, best=best, after=training.tracker.sync
@@ -106,7 +108,7 @@ class Saver:
         if self._saved_step != training.progress.step:
             self.save(training)
         if not self._wait():
-            self.save(training)
+            self.save(training, best=self._best)
             if not self._wait():
                 return
         self.failure = None
