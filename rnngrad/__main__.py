@@ -46,6 +46,7 @@ from rnngrad.resume import (
 )
 from rnngrad.runs import CHECKPOINTS, LOG, SUMMARY, Run, table
 from rnngrad.signals import Interrupted, Signals
+from rnngrad.stored import one_line
 
 if TYPE_CHECKING:
     from rnngrad.checkpoint import Loaded
@@ -464,7 +465,7 @@ def _usage_error(message: str) -> NoReturn:
 
 def _say(line: str) -> None:
     with suppress(OSError):  # the terminal is gone, or a full disk's file: no reason to fail
-        print(f"rnngrad: {line if len(line) < 500 else line[:500] + '...'}", file=sys.stderr)
+        print(f"rnngrad: {one_line(line)}", file=sys.stderr)
 
 
 def _note(line: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -22,6 +25,9 @@ from rnngrad.parts import MISSING, InputError
 from rnngrad.runs import CONFIG, LOCK, LOG, read_config, refuse_odd_files
 from rnngrad.stored import Unreadable, opened
 from rnngrad.written import naming, replace, without_links
+
+MOST_JOBS = 100_000
+"""In a sweep; every one is checked before the first starts."""
 
 
 class InUse(Exception):
@@ -71,13 +77,15 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     overrides += [f"{key}={value}" for key, value in params.items() if key not in given]
     loader = GlobalHydra.instance().config_loader()  # it knows what a glob can match
     choices = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        [f"{o.get_key_element()}={value}" for value in _swept(o)]
         if o.is_sweep_override()
         else [str(o.input_line)]
         for o in OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     ]
     if not all(choices):
         raise InputError("-m", MISSING, "the sweep is empty: one of its keys has no value")
+    if math.prod(map(len, choices)) > MOST_JOBS:
+        raise InputError("-m", MISSING, f"the sweep has more than {MOST_JOBS:,} runs")
     for number, job in enumerate(itertools.product(*choices)):
         composed = compose(
             config_name,
@@ -91,6 +99,16 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
         yield composed
 
 
+def _swept(override: Override) -> Iterator[str]:
+    """The values of one key of a sweep."""
+    value = override.value()
+    if isinstance(value, RangeSweep):
+        start, stop = value.start or 0, value.stop or 0
+        if not abs(stop - start) <= MOST_JOBS * abs(value.step):
+            raise InputError(str(override.input_line), MISSING, f"is over {MOST_JOBS:,} values")
+    return override.sweep_string_iterator()
+
+
 def check_job(config: DictConfig, *directory_keys: str) -> Path:
     """Checks one job's values and that its directory is free for it; returns the directory.
 
@@ -101,8 +119,7 @@ def check_job(config: DictConfig, *directory_keys: str) -> Path:
     from rnngrad.config import experiment, load_plugins  # torch: only once Hydra has found no fault
 
     values = plain(config)
-    if config.hydra.output_subdir is not None:  # Hydra empties the files there, then writes them
-        raise InputError("hydra.output_subdir", config.hydra.output_subdir, "must stay null")
+    _check_hydra(config)
     overrides = overrides_of(config, "task")
     for override in overrides:
         key, _, value = override.partition("=")
@@ -123,6 +140,25 @@ def check_job(config: DictConfig, *directory_keys: str) -> Path:
         raise InputError(key, directory, str(error)) from None
     refuse_foreign(directory, values, key)
     return directory.absolute()
+
+
+def _check_hydra(config: DictConfig) -> None:
+    """Checks what Hydra would only find out once the directory is made, or would write elsewhere.
+
+    Raises:
+        InputError: There is such a thing.
+    """
+    if config.hydra.output_subdir is not None:  # Hydra empties the files there, then writes them
+        raise InputError("hydra.output_subdir", config.hydra.output_subdir, "must stay null")
+    if not re.fullmatch(r"\w[\w.-]{,99}", str(config.hydra.job.name)):
+        allowed = "names the log: letters, digits, underscores, dots and hyphens, 100 at most"
+        raise InputError("hydra.job.name", config.hydra.job.name, allowed)
+    logging = config.hydra.job_logging
+    if logging is not None:
+        wanted = OmegaConf.select(logging, "root.handlers") or []
+        there = OmegaConf.select(logging, "handlers") or {}
+        if OmegaConf.select(logging, "version") != 1 or not {*wanted} <= {*there}:
+            raise InputError("hydra.job_logging", MISSING, "is not whole; leave it as it is")
 
 
 def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None:
