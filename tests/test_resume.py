@@ -300,7 +300,7 @@ def test_stopped_whenever_it_asks_a_run_goes_on_bit_for_bit(
 ) -> None:
     values = composed(INTERRUPTED)
     code, often = command(values, tmp_path / "whole")
-    assert code == 0 and often == 2 * 5 + 3 * 2 * 3  # twice a step; 3 evaluations, 2 lengths
+    assert code == 0 and often >= 2 * 5 + 3 * 2 * 3  # twice a step; 3 evaluations, 2 lengths
     whole = everything(tmp_path / "whole")
     for asked in range(often):
         directory = tmp_path / str(asked)
@@ -389,7 +389,7 @@ def test_a_run_made_longer_is_the_run_that_was_as_long_from_the_start(
     assert longer_or_not(saved, tmp_path, steps, math.inf) == []
 
 
-@pytest.mark.parametrize("often", [0, 7, 8, 9])
+@pytest.mark.parametrize("often", [0, *range(9, 18, 2)])
 def test_so_it_is_interrupted_at_its_old_end_or_as_it_goes_on(often: int, tmp_path: Path) -> None:
     saved = {"trainer.checkpoint_every": None, "trainer.checkpoint_keep": 2}
     assert longer_or_not(saved, tmp_path, [4], often) == []

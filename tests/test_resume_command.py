@@ -1,6 +1,7 @@
 """``resume=DIR`` and the same command again: what goes on, what is refused and left as it was."""
 
 import logging
+import math
 import re
 import shutil
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor
 from rnngrad.__main__ import run_command
 from rnngrad.checkpoint import load, save
 from rnngrad.runs import Run
+from rnngrad.training import Training
 from tests import test_command
 from tests.sameness import Asked, differences, everything
 
@@ -28,15 +30,20 @@ LINE = [
     *("trainer.steps=9", "trainer.batch_size=3", "trainer.eval_size=5", "trainer.eval_every=4"),
     *("trainer.log_every=2", "trainer.checkpoint_every=2", "hydra.run.dir=run"),
 ]
-STOPPED = 10
-"""So often a run asks before it is stopped: after five updates and an evaluation."""
 
 
 @contextmanager
-def stopped(often: float = STOPPED) -> Iterator[None]:
-    """Inside, runs are stopped by and by."""
+def stopped(step: int = 5) -> Iterator[None]:
+    """Inside, runs are stopped after an update, as by SIGTERM."""
+    asked, apply = Asked(), Training._apply
+
+    def applied(training: Training, update: Any) -> None:
+        apply(training, update)
+        asked.often = -1 if training.progress.step >= step else math.inf
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rnngrad.__main__.Signals", lambda: Asked(often))
+        patch.setattr("rnngrad.__main__.Signals", lambda: asked)
+        patch.setattr(Training, "_apply", applied)
         yield
 
 
@@ -266,7 +273,7 @@ def test_where_all_are_damaged_each_is_named_and_nothing_begins_anew(
 def test_a_checkpoint_of_another_run_is_told_from_ones_own(
     line: list[str], typed: Typed, run: Path, tmp_path: Path
 ) -> None:
-    with stopped(12):
+    with stopped(6):
         assert typed(*LINE[:-1], "hydra.run.dir=other", "seed=1")[0] == 143
     (newest,) = sorted((tmp_path / "other" / "checkpoint").iterdir())[-1:]
     shutil.copytree(newest, run / "checkpoint" / newest.name, dirs_exist_ok=True)
