@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -26,36 +23,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from rnngrad.composition import nothing_to_run
-from rnngrad.explain import blame, explain
+from rnngrad.explain import explain
+from rnngrad.job import BAD_INPUT, DIVERGED, DONE, FAILED, IN_USE, attempt, say, train
 from rnngrad.launcher import (
     InUse,
-    lock_directory,
     plain,
     register_run_name,
-    store_texts,
     stored_texts,
 )
 from rnngrad.parts import MISSING, InputError, NothingUsable
 from rnngrad.resume import (
-    checkpoint_of,
-    has_checkpoints,
-    more_steps,
-    planned_steps,
     refuse_other_overrides,
     stored_config,
 )
-from rnngrad.runs import CHECKPOINTS, LOG, SUMMARY, Run, table
-from rnngrad.signals import Interrupted, Signals
-from rnngrad.stored import one_line
-
-if TYPE_CHECKING:
-    from rnngrad.checkpoint import Loaded
-    from rnngrad.config import Experiment
-    from rnngrad.tracking import Result
-    from rnngrad.training import Training
-
-DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
-"""Exit codes; a signal's is 128 and its number."""
+from rnngrad.runs import LOG, SUMMARY, Run, table
 
 OUTCOMES = "RNNGRAD_OUTCOMES"
 """Names a file in which each job of a sweep, in whatever process, leaves its exit code.
@@ -69,7 +50,7 @@ log = logging.getLogger("rnngrad")
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits with one of the codes above."""
+    """Runs the command line and exits with one of the codes of ``rnngrad.job``."""
     sys.exit(run_command())
 
 
@@ -163,9 +144,9 @@ def job(config: DictConfig) -> float:
 
         values = plain(config)
         load_plugins(values, settings.overrides.task)
-        return _run(values, directory, texts=stored_texts(config))
+        return train(values, directory, texts=stored_texts(config))
 
-    code, objective = _guarded(run, directory, config.get("plugins") or [])
+    code, objective = attempt(run, directory, config.get("plugins") or [])
     line = f"{code}\t{directory}\t{sweep}\t;"
     try:
         with open(os.environ[OUTCOMES], "a", encoding="utf-8") as ledger:
@@ -203,10 +184,10 @@ def resume(directory: Path, overrides: list[str]) -> int:
         steps = experiment(values | {"trainer": values["trainer"] | longer}).trainer.steps
 
     def run() -> tuple[int, float]:
-        return _run(values, directory, again=True, steps=steps)
+        return train(values, directory, again=True, steps=steps)
 
     with _logging_to(directory / LOG):
-        code, _ = _guarded(run, directory, named)
+        code, _ = attempt(run, directory, named)
     return _conclude([(code, directory)], "")
 
 
@@ -219,143 +200,6 @@ def _given(overrides: list[str]) -> dict[str, Any]:
             raise InputError(str(override.input_line), MISSING, "cannot stand beside resume=")
         given[key] = override.value()
     return given
-
-
-def _run(
-    values: dict[str, Any],
-    directory: Path,
-    *,
-    texts: Mapping[str, str] = MappingProxyType({}),
-    again: bool = False,
-    steps: int | None = None,
-) -> tuple[int, float]:
-    """Exit code and objective of a run whose configuration and directory were checked.
-
-    It goes on from its newest checkpoint, if it has any.
-
-    Args:
-        values: The configuration.
-        directory: Of the run.
-        texts: Files that say how it was started; those of its first start stay.
-        again: There must be a checkpoint.
-        steps: What ``trainer.steps`` is to be raised to.
-    """
-    from rnngrad.config import experiment
-    from rnngrad.diagnosis import diagnose_run
-
-    spec = experiment(values)
-    with Signals() as signals, lock_directory(directory):
-        store_texts(directory, texts)
-        before = _summary(directory)
-        planned = planned_steps(directory, before, spec.trainer.steps)
-        wanted = planned if steps is None else steps
-        more_steps(wanted, planned, spec.optim.learning_rate)
-        if before.get("status") == "completed" and wanted == planned:
-            hint = "trainer.steps=N goes on" if again else "remove it to train again"
-            _say(f"{_short(directory)} is already completed; {hint}")
-            return DONE, before["eval_loss"]
-        spec = replace(spec, trainer=replace(spec.trainer, steps=wanted))
-        loaded, told = None, _Told()
-        if again or has_checkpoints(directory):
-            loaded = checkpoint_of(
-                directory,
-                spec.settings,
-                spec.general.device,
-                strict=values["strict"],
-                say=told,
-            )
-        with ExitStack() as opened:
-            training = _training(spec, values, directory, signals, loaded, opened)
-            if loaded is not None:
-                told.log()
-                _note(f"{_short(directory)} goes on after step {loaded.step}")
-            result = training.run()
-            training.tracker.finish(result)
-            training.tracker.diagnosed(diagnose_run(Run(directory)).as_dict())
-    objective = 10 * spec.task.chance_loss
-    if result.status == "completed" and result.eval_loss is not None:
-        objective = result.eval_loss
-    return _outcome(training, result, directory, signals), objective
-
-
-def _training(
-    spec: Experiment,
-    values: dict[str, Any],
-    directory: Path,
-    signals: Signals,
-    loaded: Loaded | None,
-    opened: ExitStack,
-) -> Training:
-    """A run's training, from the beginning or from a checkpoint; its tracker is opened."""
-    from rnngrad.checkpoint import rewind
-    from rnngrad.saving import Saver
-    from rnngrad.snapshot import restore, seed_streams
-    from rnngrad.tracking import Tracker
-
-    tracker = Tracker(
-        directory,
-        spec.task.chance_loss,
-        spec.task.time_steps,
-        spec.columns,
-        values,
-        None if loaded is None else loaded.values.get("tracker", {}),
-    )
-    if loaded is None:
-        opened.enter_context(tracker)
-    folder, trainer = directory / CHECKPOINTS, spec.trainer
-    saver = Saver(
-        folder,
-        every_steps=trainer.checkpoint_steps,
-        every_seconds=trainer.checkpoint_seconds,
-        keep=trainer.checkpoint_keep,
-        settings=spec.settings,
-    )
-    seed_streams(spec.general.seed)
-    training = spec.training(tracker, saver=saver, should_stop=signals)
-    if loaded is not None:
-        restore(training, loaded)
-        tracker.finish(training.result())  # from here on it is a run that goes on, and how far
-        rewind(folder, loaded.step)  # before the files are cut: these would reach beyond them
-        opened.enter_context(tracker)
-    return training
-
-
-def _outcome(training: Training, result: Result, directory: Path, signals: Signals) -> int:
-    """Says what there is to say of a run's end; its exit code."""
-    name = _short(directory)
-    if result.reason:
-        _note(f"{name} {result.status}: {result.reason}")
-    failure = None if training.saver is None else training.saver.failure
-    if result.status == "interrupted":
-        if failure is not None:
-            _note(f"{name} interrupted after step {result.steps}, and NOT saved: {failure}")
-            return FAILED
-        _note(
-            f"{name} interrupted after step {result.steps} and saved: rnngrad resume={name} goes on"
-        )
-    if signals.number is not None:  # also if the run was at its end: the sweep is not
-        return 128 + signals.number
-    return DIVERGED if result.status == "diverged" else DONE
-
-
-def _guarded(
-    run: Callable[[], tuple[int, float]], directory: Path, plugins: Iterable[str]
-) -> tuple[int, float]:
-    """Exit code and objective of a run that may end in any way."""
-    try:
-        return run()
-    except (InputError, InUse, NothingUsable) as error:
-        return _refuse(error, []), math.inf
-    except Interrupted as error:
-        _say(f"{_short(directory)} interrupted before its first update: nothing is lost")
-        return 128 + error.number, math.inf
-    except KeyboardInterrupt as error:  # not from a signal, which `Signals` would have noticed
-        _say(f"{_short(directory)} interrupted by {blame(error, plugins)}")
-        return 128 + signal.SIGINT, math.inf
-    except (Exception, SystemExit) as error:  # a plugin's exit(0) is no success
-        log.error(traceback.format_exc())
-        _say(f"failed: {blame(error, plugins)} (traceback in {directory / LOG})")
-        return FAILED, math.inf
 
 
 @contextmanager
@@ -376,27 +220,19 @@ def _logging_to(path: Path) -> Iterator[None]:
             handler.close()
 
 
-def _summary(directory: Path) -> dict[str, Any]:
-    """What an earlier attempt left, if it can be read."""
-    try:
-        return Run(directory).summary
-    except (OSError, ValueError):
-        return {}
-
-
 def _refuse(error: Exception, overrides: list[str]) -> int:
     """Says what is wrong in one line; the exit code that goes with it."""
     if isinstance(error, InUse):
-        _say(str(error))
+        say(str(error))
         return IN_USE
     cause = _system_error(error)
     if isinstance(error, InputError | NothingUsable):
-        _say(str(error))
+        say(str(error))
     elif cause is not None:
         where = cause.filename or "the current directory"
-        _say(f"{where}: cannot be used as a run directory ({cause.strerror})")
+        say(f"{where}: cannot be used as a run directory ({cause.strerror})")
     else:
-        _say(explain(error, overrides))
+        say(explain(error, overrides))
     return BAD_INPUT
 
 
@@ -420,7 +256,7 @@ def _conclude(outcomes: list[tuple[int, Path]], sweep: str) -> int:
         sys.stdout = open(os.devnull, "w")
     except Exception as error:
         log.error(traceback.format_exc())
-        _say(f"the runs are whole, but cannot be summed up ({type(error).__name__}: {error})")
+        say(f"the runs are whole, but cannot be summed up ({type(error).__name__}: {error})")
     codes = [code for code, _ in outcomes]
     if len(codes) == 1:
         return codes[0]
@@ -459,40 +295,8 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 def _usage_error(message: str) -> NoReturn:
-    _say(f"{message}; see rnngrad --help")
+    say(f"{message}; see rnngrad --help")
     sys.exit(BAD_INPUT)
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # the terminal is gone, or a full disk's file: no reason to fail
-        print(f"rnngrad: {one_line(line)}", file=sys.stderr)
-
-
-def _note(line: str) -> None:
-    """Says a line that the run's log is to have as well."""
-    _say(line)
-    log.info(line)
-
-
-class _Told:
-    """Says lines at once, and has them in the log of a run that then goes on."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def __call__(self, line: str) -> None:
-        self._lines.append(line)
-        _say(line)
-
-    def log(self) -> None:
-        """A run that is refused is left as it was, its log too."""
-        for line in self._lines:
-            log.warning(line)
-
-
-def _short(directory: Path) -> Path:
-    """The directory as a person in this one would name it."""
-    return directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import yaml
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor, nn
 
-from rnngrad.__main__ import _run
+from rnngrad import job
 from rnngrad.checkpoint import (
     STATE,
     TENSORS,
@@ -212,8 +212,8 @@ def command(
     directory.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)  # nobody cuts the power here
-        patch.setattr("rnngrad.__main__.Signals", lambda: asked)
-        code, _ = _run(dict(values), directory, **options)
+        patch.setattr("rnngrad.job.Signals", lambda: asked)
+        code, _ = job.train(dict(values), directory, **options)
     return code, asked.asked
 
 

@@ -42,7 +42,7 @@ def stopped(step: int = 5) -> Iterator[None]:
         asked.often = -1 if training.progress.step >= step else math.inf
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rnngrad.__main__.Signals", lambda: asked)
+        patch.setattr("rnngrad.job.Signals", lambda: asked)
         patch.setattr(Training, "_apply", applied)
         yield
 
@@ -304,9 +304,10 @@ def test_files_that_do_not_reach_as_far_as_the_checkpoint_are_refused(
         (tmp_path / "elsewhere").write_bytes(data)
         path.symlink_to(tmp_path / "elsewhere")
     said = refused(typed, tmp_path, "resume=run")
-    tells = (
-        f"has {size - 1} of the {size} bytes" if damage == "cut" else "is missing, or not a file"
-    )
+    tells = {
+        "cut": f"has {size - 1} of the {size} bytes",
+        "link": "is a link, a pipe or a device",
+    }.get(damage, "is missing, or not a file")
     assert f"{path.relative_to(tmp_path)}: {tells}" in said
 
 

@@ -116,7 +116,7 @@ TRAINING = {
 }
 """Where a run can be, and what it calls there for which time."""
 BEFORE = {
-    "locking": ("rnngrad.__main__:store_texts", 1),
+    "locking": ("rnngrad.job:store_texts", 1),
     "building the training": ("rnngrad.config:Training", 1),
     "opening its files": ("rnngrad.tracking.files:Board", 1),
     "saving the beginning": ("rnngrad.saving:snapshot", 1),

@@ -1,0 +1,216 @@
+"""One run of a command: fresh or gone on with, from its configuration to its exit code."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from rnngrad.explain import blame
+from rnngrad.launcher import InUse, lock_directory, store_texts
+from rnngrad.parts import InputError, NothingUsable
+from rnngrad.resume import checkpoint_of, has_checkpoints, more_steps, planned_steps
+from rnngrad.runs import CHECKPOINTS, LOG, Run
+from rnngrad.signals import Interrupted, Signals
+from rnngrad.stored import one_line
+
+if TYPE_CHECKING:
+    from rnngrad.checkpoint import Loaded
+    from rnngrad.config import Experiment
+    from rnngrad.tracking import Result
+    from rnngrad.training import Training
+
+DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
+"""Exit codes; a signal's is 128 and its number."""
+
+log = logging.getLogger("rnngrad")
+
+
+def attempt(
+    body: Callable[[], tuple[int, float]], directory: Path, plugins: Iterable[str]
+) -> tuple[int, float]:
+    """Exit code and objective of a run that may end in any way."""
+    try:
+        return body()
+    except InUse as error:
+        say(str(error))
+        return IN_USE, math.inf
+    except (InputError, NothingUsable) as error:
+        say(str(error))
+        return BAD_INPUT, math.inf
+    except Interrupted as error:
+        say(f"{short(directory)} interrupted before its first update: nothing is lost")
+        return 128 + error.number, math.inf
+    except KeyboardInterrupt as error:  # not from a signal, which `Signals` would have noticed
+        say(f"{short(directory)} interrupted by {blame(error, plugins)}")
+        return 128 + signal.SIGINT, math.inf
+    except (Exception, SystemExit) as error:  # a plugin's exit(0) is no success
+        log.error(traceback.format_exc())
+        say(f"failed: {blame(error, plugins)} (traceback in {directory / LOG})")
+        return FAILED, math.inf
+
+
+def train(
+    values: dict[str, Any],
+    directory: Path,
+    *,
+    texts: Mapping[str, str] = MappingProxyType({}),
+    again: bool = False,
+    steps: int | None = None,
+) -> tuple[int, float]:
+    """Exit code and objective of a run whose configuration and directory were checked.
+
+    It goes on from its newest checkpoint, if it has any.
+
+    Args:
+        values: The configuration.
+        directory: Of the run.
+        texts: Files that say how it was started; those of its first start stay.
+        again: There must be a checkpoint.
+        steps: What ``trainer.steps`` is to be raised to.
+    """
+    from rnngrad.config import experiment
+    from rnngrad.diagnosis import diagnose_run
+
+    spec = experiment(values)
+    with Signals() as signals, lock_directory(directory):
+        store_texts(directory, texts)
+        before = _summary(directory)
+        planned = planned_steps(directory, before, spec.trainer.steps)
+        wanted = planned if steps is None else steps
+        more_steps(wanted, planned, spec.optim.learning_rate)
+        if before.get("status") == "completed" and wanted == planned:
+            hint = "trainer.steps=N goes on" if again else "remove it to train again"
+            say(f"{short(directory)} is already completed; {hint}")
+            return DONE, before["eval_loss"]
+        spec = replace(spec, trainer=replace(spec.trainer, steps=wanted))
+        loaded, told = None, _Told()
+        if again or has_checkpoints(directory):
+            loaded = checkpoint_of(
+                directory,
+                spec.settings,
+                spec.general.device,
+                strict=values["strict"],
+                say=told,
+            )
+        with ExitStack() as opened:
+            training = _training(spec, values, directory, signals, loaded, opened)
+            if loaded is not None:
+                told.log()
+                _note(f"{short(directory)} goes on after step {loaded.step}")
+            result = training.run()
+            training.tracker.finish(result)
+            training.tracker.diagnosed(diagnose_run(Run(directory)).as_dict())
+    objective = 10 * spec.task.chance_loss
+    if result.status == "completed" and result.eval_loss is not None:
+        objective = result.eval_loss
+    return _outcome(training, result, directory, signals), objective
+
+
+def _training(
+    spec: Experiment,
+    values: dict[str, Any],
+    directory: Path,
+    signals: Signals,
+    loaded: Loaded | None,
+    opened: ExitStack,
+) -> Training:
+    """A run's training, from the beginning or from a checkpoint; its tracker is opened."""
+    from rnngrad.checkpoint import rewind
+    from rnngrad.saving import Saver
+    from rnngrad.snapshot import restore, seed_streams
+    from rnngrad.tracking import Tracker
+
+    tracker = Tracker(
+        directory,
+        spec.task.chance_loss,
+        spec.task.time_steps,
+        spec.columns,
+        values,
+        None if loaded is None else loaded.values.get("tracker", {}),
+    )
+    if loaded is None:
+        opened.enter_context(tracker)
+    folder, trainer = directory / CHECKPOINTS, spec.trainer
+    saver = Saver(
+        folder,
+        every_steps=trainer.checkpoint_steps,
+        every_seconds=trainer.checkpoint_seconds,
+        keep=trainer.checkpoint_keep,
+        settings=spec.settings,
+    )
+    seed_streams(spec.general.seed)
+    training = spec.training(tracker, saver=saver, should_stop=signals)
+    if loaded is not None:
+        restore(training, loaded)
+        tracker.finish(training.result())  # from here on it is a run that goes on, and how far
+        rewind(folder, loaded.step)  # before the files are cut: these would reach beyond them
+        opened.enter_context(tracker)
+    return training
+
+
+def _outcome(training: Training, result: Result, directory: Path, signals: Signals) -> int:
+    """Says what there is to say of a run's end; its exit code."""
+    name = short(directory)
+    if result.reason:
+        _note(f"{name} {result.status}: {result.reason}")
+    failure = None if training.saver is None else training.saver.failure
+    if result.status == "interrupted":
+        if failure is not None:
+            _note(f"{name} interrupted after step {result.steps}, and NOT saved: {failure}")
+            return FAILED
+        _note(
+            f"{name} interrupted after step {result.steps} and saved: rnngrad resume={name} goes on"
+        )
+    if signals.number is not None:  # also if the run was at its end: the sweep is not
+        return 128 + signals.number
+    return DIVERGED if result.status == "diverged" else DONE
+
+
+def _summary(directory: Path) -> dict[str, Any]:
+    """What an earlier attempt left, if it can be read."""
+    try:
+        return Run(directory).summary
+    except (OSError, ValueError):
+        return {}
+
+
+def say(line: str) -> None:
+    """One line for the person at the terminal, if there still is one."""
+    with suppress(OSError):  # the terminal is gone, or a full disk's file: no reason to fail
+        print(f"rnngrad: {one_line(line)}", file=sys.stderr)
+
+
+def _note(line: str) -> None:
+    """Says a line that the run's log is to have as well."""
+    say(line)
+    log.info(line)
+
+
+class _Told:
+    """Says lines at once, and has them in the log of a run that then goes on."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self._lines.append(line)
+        say(line)
+
+    def log(self) -> None:
+        """A run that is refused is left as it was, its log too."""
+        for line in self._lines:
+            log.warning(line)
+
+
+def short(directory: Path) -> Path:
+    """The directory as a person in this one would name it."""
+    return directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory
