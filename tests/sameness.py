@@ -217,6 +217,18 @@ def command(
     return code, asked.asked
 
 
+def kill_at(step: int) -> None:
+    """Has this process kill itself between an update and what follows from it."""
+    apply = Training._apply
+
+    def applied(training: Training, update: Any) -> None:
+        apply(training, update)
+        if training.progress.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Training._apply = applied  # type: ignore[method-assign]
+
+
 def everything(directory: Path) -> dict[Any, bytes]:
     """What a run has left: its files, what TensorBoard shows, and its last checkpoint."""
     step, name = max((int(path.name[5:14]), path.name) for path in directory.glob("checkpoint/*"))

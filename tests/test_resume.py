@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from rnngrad.config import experiment
 from rnngrad.parts import NothingUsable
 from rnngrad.runs import BPTT_LAYOUT, MEASURES_LAYOUT, Run
 from rnngrad.snapshot import _packed, _unpacked
+from tests.processes import Processes, differing, processes
 from tests.sameness import (
     CONF,
     Uninterrupted,
@@ -34,11 +36,14 @@ from tests.sameness import (
     composed,
     differences,
     everything,
+    kill_at,
     killed_at_every_moment,
     read,
     small,
     without_tensorboard,
 )
+
+__all__ = ["processes"]
 
 # --- R1: at every step, whatever the run is made of
 
@@ -348,6 +353,35 @@ def test_layouts_that_a_power_cut_has_taken_are_written_again(damage: str, tmp_p
         path.unlink() if damage == "gone" else path.write_text("")
     assert command(values, tmp_path / "damaged")[0] == 0
     assert differences(everything(tmp_path / "run"), everything(tmp_path / "damaged")) == []
+
+
+# --- R1: in processes of their own
+
+
+@pytest.mark.parametrize(
+    "triple",
+    [("lstm", "adam", "zclip"), ("bn_rnn", "rmsprop", "spike_skip"), ("gru", "sgd", "quantile")],
+    ids="-".join,
+)
+def test_killed_twice_a_run_goes_on_bit_for_bit_in_new_processes(
+    triple: tuple[str, ...], processes: Processes, tmp_path: Path
+) -> None:
+    parts = dict(zip(("cell", "optim", "clip"), triple, strict=True))
+    own = {"measure": "standard", "trainer.checkpoint_every": 3, "trainer.checkpoint_keep": 2}
+    line = [f"{key}={value}" for key, value in small(parts | own).items()]
+    line += ["trainer.clip_audit=[autoclip]", "seed=7"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert processes.run(tmp_path, *line, f"hydra.run.dir={whole}")[0] == 0
+    line += [f"hydra.run.dir={run}"]
+    kill = {"arrange": kill_at, "using": (5,)}
+    assert processes.run(tmp_path, *line, **kill)[0] == -signal.SIGKILL
+    code, said = processes.run(tmp_path, f"resume={run}", **kill | {"using": (11,)})
+    assert code == -signal.SIGKILL and re.search("run goes on after step \\d\n", said)
+    again = [f"resume={run}"] if parts["cell"] == "lstm" else line
+    code, said = processes.run(tmp_path, *again)
+    assert code == 0 and re.search("run goes on after step \\d+\n", said)
+    assert differing(whole, run) == []  # with TensorBoard's own reader, too
+    assert differences(everything(whole), everything(run)) == []
 
 
 # --- R1: a run that is made longer

@@ -2,8 +2,10 @@
 
 import logging
 import math
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +22,10 @@ from rnngrad.checkpoint import load, save
 from rnngrad.runs import Run
 from rnngrad.training import Training
 from tests import test_command
+from tests.processes import Processes, processes
 from tests.sameness import Asked, differences, everything
+
+__all__ = ["processes"]
 
 typed = test_command.command
 Typed = Callable[..., tuple[int, str]]
@@ -426,3 +431,67 @@ def test_another_environment_is_a_warning_and_with_strict_an_error(
     assert "what follows may differ in its last bits (strict=true refuses this)" in said
     assert says in (run / "rnngrad.log").read_text()
     assert differences(everything(templates / "whole"), everything(run)) == []
+
+
+def test_another_number_of_threads_is_seen(typed: Typed, run: Path, tmp_path: Path) -> None:
+    says = "threads is 1 in the checkpoint and 2 here"
+    torch.set_num_threads(2)
+    try:
+        assert f"strict=true: {says}" in refused(typed, tmp_path, "resume=run", "strict=true")
+        code, said = typed("resume=run")
+    finally:
+        torch.set_num_threads(1)
+    assert code == 0 and says in said
+
+
+@pytest.mark.slow
+def test_so_it_is_of_a_variable_that_the_system_hands_on(run: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    for threads, strict in (("2", "true"), ("2", "false"), ("1", "true")):
+        directory = shutil.copytree(run, tmp_path / f"run{threads}{strict}")
+        done = subprocess.run(
+            [sys.executable, "-m", "rnngrad", f"resume={directory}", f"strict={strict}"],
+            env=environment | {"OMP_NUM_THREADS": threads},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == (2 if (threads, strict) == ("2", "true") else 0), done.stderr
+        seen = "threads is 1 in the checkpoint and 2 here" in done.stderr
+        assert seen == (threads == "2")
+
+
+# --- in processes of their own
+
+
+MUTANTS: dict[str, Callable[[Any, Any], object]] = {
+    "a weight": lambda t, _: t[W].view(torch.uint8)[0, 1].bitwise_xor_(1),
+    "a moment": lambda t, _: t["optimizer/slots/0/exp_avg_sq"].mul_(1.001),
+    "a random stream": lambda t, _: t["random/python/1"][5].bitwise_xor_(1),
+    "where a file ends": lambda _, v: v["tracker"]["clipped"].__setitem__(1, 3),
+}
+
+
+@pytest.mark.parametrize("kind", MUTANTS)
+def test_what_was_saved_otherwise_is_another_run_in_a_new_process_too(
+    kind: str, run: Path, templates: Path, processes: Processes, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "mutant")
+    rewritten(tmp_path / "mutant", MUTANTS[kind])
+    for name, equal in (("run", True), ("mutant", False)):
+        code, said = processes.run(tmp_path, f"resume={name}")
+        assert code == 0 and "goes on after step 5" in said
+        same = differences(everything(templates / "whole"), everything(tmp_path / name)) == []
+        assert same == equal
+
+
+@pytest.mark.parametrize("kind", ["H", "dtype", "device"])
+def test_what_does_not_fit_is_refused_in_a_new_process_too(
+    kind: str, run: Path, processes: Processes, tmp_path: Path
+) -> None:
+    change, says = OTHER[kind]
+    rewritten(run, change)
+    before = there(run)
+    code, said = processes.run(tmp_path, "resume=run")
+    assert code == 2 and says in said and said.count("\n") == 1
+    assert there(run) == before
