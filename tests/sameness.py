@@ -226,7 +226,7 @@ def kill_at(step: int) -> None:
         if training.progress.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Training._apply = applied  # type: ignore[method-assign]
+    Training._apply = applied  # type: ignore[assignment, method-assign]
 
 
 def everything(directory: Path) -> dict[Any, bytes]:

@@ -451,7 +451,7 @@ def test_so_it_is_of_a_variable_that_the_system_hands_on(run: Path, tmp_path: Pa
         directory = shutil.copytree(run, tmp_path / f"run{threads}{strict}")
         done = subprocess.run(
             [sys.executable, "-m", "rnngrad", f"resume={directory}", f"strict={strict}"],
-            env=environment | {"OMP_NUM_THREADS": threads},
+            env=environment | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
             cwd=tmp_path,
             capture_output=True,
             text=True,
