@@ -225,15 +225,15 @@ def test_a_run_whose_learning_rates_depend_on_its_length_is_not_made_longer(
 def test_stored_plugins_are_not_imported_until_they_are_typed_again(
     typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text("print('imported')\n")
+    (tmp_path / "once_typed.py").write_text("print('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     with stopped():
-        assert typed(*LINE, "plugins=[mine]")[0] == 143
-    monkeypatch.delitem(sys.modules, "mine")
+        assert typed(*LINE, "plugins=[once_typed]")[0] == 143
+    monkeypatch.delitem(sys.modules, "once_typed")
     said = refused(typed, tmp_path, "resume=run")
-    assert "plugins=['mine']: what is stored is not imported; type plugins=[...] again" in said
-    assert "mine" not in sys.modules
-    code, said = typed("resume=run", "plugins=[mine]")
+    assert "plugins=['once_typed']: what is stored is not imported; type plugins=[...] again" in said
+    assert "once_typed" not in sys.modules
+    code, said = typed("resume=run", "plugins=[once_typed]")
     assert code == 0 and "imported\n" in said
 
 
