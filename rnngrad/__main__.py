@@ -188,7 +188,7 @@ def resume(directory: Path, overrides: list[str]) -> int:
 
     with _logging_to(directory / LOG):
         code, _ = attempt(run, directory, named)
-    return _conclude([(code, directory)], "")
+        return _conclude([(code, directory)], "")
 
 
 def _given(overrides: list[str]) -> dict[str, Any]:
