@@ -195,7 +195,7 @@ def refuse_other_overrides(
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON gives them back: with lists in place of tuples."""
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
     return plain
 
 

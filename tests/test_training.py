@@ -274,7 +274,7 @@ def test_being_told_to_stop_ends_after_the_step(tmp_path: Path) -> None:
 
     def in_the_third() -> bool:
         calls.append(1)
-        return len(calls) >= 5  # asked before and after each update is made
+        return len(calls) >= 8  # asked three times an update
 
     run, result, _ = small_run(tmp_path, should_stop=in_the_third)
     assert result.status == run.summary["status"] == "interrupted"
