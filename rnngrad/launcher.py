@@ -194,7 +194,11 @@ def stored_texts(config: DictConfig) -> dict[str, str]:
     """What a run keeps of how it was started, by file; its configuration comes last."""
     hydra: Any = HydraConfig.instance().cfg
     parts = {"overrides": hydra.hydra.overrides.task, "hydra": hydra, "config": config}
-    return {f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()}
+    return {
+        # a configuration is read back as it stands, with nothing in it to be worked out
+        f".hydra/{name}.yaml": OmegaConf.to_yaml(part, resolve=name == "config")
+        for name, part in parts.items()
+    }
 
 
 def store_texts(directory: Path, texts: Mapping[str, str]) -> None:
