@@ -25,7 +25,16 @@ from rnngrad.checkpoint import Loaded, _encode
 from rnngrad.clipping import CLIPS, Clip, Gradient, Outcome
 from rnngrad.config import experiment
 from rnngrad.parts import NothingUsable
-from rnngrad.runs import BPTT_LAYOUT, MEASURES_LAYOUT, Run
+from rnngrad.runs import (
+    BPTT,
+    BPTT_LAYOUT,
+    MEASURES,
+    MEASURES_LAYOUT,
+    METRICS,
+    SUMMARY,
+    UPDATES,
+    Run,
+)
 from rnngrad.snapshot import _packed, _unpacked
 from tests.processes import Processes, differing, processes
 from tests.sameness import (
@@ -277,6 +286,8 @@ def shapes(state: Any) -> Any:
     return [type(state), *map(shapes, state if isinstance(state, list | tuple) else ())]
 
 
+DATA = (METRICS, BPTT, MEASURES, UPDATES)
+
 # --- R1: whenever a run asks whether to stop
 
 
@@ -340,6 +351,25 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(tmp_path: Path, small_ch
     for copy in copies:
         assert command(values, copy)[0] == 0
         assert differences(whole, everything(copy)) == [], copy
+
+
+@pytest.mark.parametrize("bytes_", [1, 7, 8, 30])
+def test_what_was_written_after_the_checkpoint_in_whole_or_in_part_is_cut_off(
+    bytes_: int, tmp_path: Path
+) -> None:
+    values = composed(INTERRUPTED)
+    command(values, tmp_path / "run", 12)
+    shutil.copytree(tmp_path / "run", tmp_path / "torn")
+    command(values, tmp_path / "run")
+    torn = [*DATA, *(path.name for path in (tmp_path / "torn").glob("events.*"))]
+    for name in torn:
+        with (tmp_path / "torn" / name).open("ab") as file:
+            file.write(b"5,0.1,,"[:bytes_] if name == METRICS else bytes(range(1, 1 + bytes_)))
+    (tmp_path / "torn" / "events.out.tfevents.9999999999.somewhere.1.0").write_bytes(b"torn")
+    assert command(values, tmp_path / "torn")[0] == 0
+    assert differences(everything(tmp_path / "run"), everything(tmp_path / "torn")) == []
+    text = (tmp_path / "torn" / SUMMARY).read_text()
+    json.loads(text, parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty"])
