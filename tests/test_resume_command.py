@@ -47,7 +47,7 @@ def stopped(step: int = 5) -> Iterator[None]:
         asked.often = -1 if training.progress.step >= step else math.inf
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rnngrad.__main__.Signals", lambda: asked)
+        patch.setattr("rnngrad.job.Signals", lambda: asked)
         patch.setattr(Training, "_apply", applied)
         yield
 
