@@ -45,6 +45,7 @@ MEASURES_LAYOUT = "measures.json"
 UPDATES = "updates.f32"
 """Three float32 an update: loss, ``log10`` of the gradient's norm before clipping, and the clip
 coefficient."""
+UPDATE_BYTES = 12
 
 CHECKPOINTS = "checkpoint"
 """The folder of a run's checkpoints."""

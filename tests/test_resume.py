@@ -47,6 +47,7 @@ from tests.sameness import (
     everything,
     kill_at,
     killed_at_every_moment,
+    left,
     read,
     small,
     without_tensorboard,
@@ -383,6 +384,26 @@ def test_layouts_that_a_power_cut_has_taken_are_written_again(damage: str, tmp_p
         path.unlink() if damage == "gone" else path.write_text("")
     assert command(values, tmp_path / "damaged")[0] == 0
     assert differences(everything(tmp_path / "run"), everything(tmp_path / "damaged")) == []
+
+
+def test_a_run_that_has_recorded_more_than_is_ever_read_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = composed(INTERRUPTED | {"measure": "full", "measure.when": "logged"})
+    command(values, tmp_path / "whole")
+    monkeypatch.setattr("rnngrad.runs.ARRAY_LIMIT", 2000)
+    monkeypatch.setattr("rnngrad.runs.METRICS_LIMIT", 400)
+    monkeypatch.setattr("rnngrad.tracking.board.GROWTH", 1.01)
+    monkeypatch.setattr("rnngrad.tracking.board.SHARE", 1e9)  # draws whenever it may
+    assert (tmp_path / "whole" / MEASURES).stat().st_size > 2000
+    assert command(values, tmp_path / "run", 15)[0] == 143
+    assert command(values, tmp_path / "run")[0] == 0
+    assert "measures.f64: has" in caplog.text and "nothing is drawn" in caplog.text
+    assert caplog.text.count("nothing is drawn") <= 2, "once a process"
+    monkeypatch.undo()
+    whole, run = left(tmp_path / "whole"), left(tmp_path / "run")
+    assert {name for name in whole if whole[name] != run[name]} <= {SUMMARY}  # its diagnosis
+    assert Run(tmp_path / "run").summary["status"] == "completed"
 
 
 # --- R1: in processes of their own

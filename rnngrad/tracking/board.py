@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import custom_scalars, text
 
-from rnngrad.runs import Floats, Run
+from rnngrad.runs import UPDATE_BYTES, UPDATES, Floats, Run
+from rnngrad.stored import Unreadable
 from rnngrad.tracking.events import EventFile
 from rnngrad.tracking.heatmap import picture, png
 from rnngrad.tracking.hparams import session_end, session_start
@@ -51,6 +53,8 @@ GROWTH = 1.5
 SHARE = 0.02
 """Of a run's time, what drawing may take before its end."""
 
+log = logging.getLogger(__name__)
+
 
 class Board:
     """Writes a run's event file.
@@ -83,7 +87,7 @@ class Board:
             if settings is not None:
                 self._writer.add_summary(session_start(settings))
                 self._writer.add_summary(text("config", config_text(settings)), 0)
-        self._drawn = 0
+        self._drawn, self._told = 0, False
         self._drawn_at, self._drawing = self._clock[1], 0.02  # s; until it is known a guess
 
     def recorded(
@@ -152,9 +156,11 @@ class Board:
 
     def _go_on(self) -> None:
         """What the run's beginning left, and a word to a TensorBoard that has seen more of it."""
-        run = Run(self._directory)
-        step = len(run.updates["step"])
-        measures = run.measures
+        step = (self._directory / UPDATES).stat().st_size // UPDATE_BYTES
+        try:
+            measures = Run(self._directory).measures
+        except Unreadable:  # the noise scale is averaged anew
+            measures = {}
         for row in range(len(measures.get("step", ()))):
             self._noise.add({name: values[row] for name, values in measures.items()})
         # it forgets what it has read of this step and later ones
@@ -169,7 +175,12 @@ class Board:
         start = time.perf_counter()
         self._drawn = step
         run = Run(self._directory)
-        pictures = [*recorded_pictures(run), *measured_pictures(run)]
+        try:
+            pictures = [*recorded_pictures(run), *measured_pictures(run)]
+        except Unreadable as error:  # too large by now: the run is worth more than its pictures
+            if not self._told:
+                log.warning("%s: nothing is drawn in TensorBoard from step %d on", error, step)
+            self._told, pictures = True, []
         self._add([image(name, drawn) for name, drawn in pictures], step)
         self._drawn_at = time.perf_counter()
         self._drawing = self._drawn_at - start
