@@ -167,9 +167,11 @@ def _outcome(training: Training, result: Result, directory: Path, signals: Signa
         if failure is not None:
             _note(f"{name} interrupted after step {result.steps}, and NOT saved: {failure}")
             return FAILED
-        _note(
-            f"{name} interrupted after step {result.steps} and saved: rnngrad resume={name} goes on"
-        )
+        saved = result.steps if training.saver is None else training.saver.saved
+        how = "and saved"
+        if saved != result.steps:
+            how = f"whose state is not finite; saved is that of step {saved}"
+        _note(f"{name} interrupted after step {result.steps} {how}: rnngrad resume={name} goes on")
     if signals.number is not None:  # also if the run was at its end: the sweep is not
         return 128 + signals.number
     return DIVERGED if result.status == "diverged" else DONE

@@ -40,6 +40,7 @@ class Saver:
 
     Attributes:
         failure: Why an attempt failed; ``None`` if none has, or the one at the end did not.
+        saved: Of which step the last state is that was saved, or being saved.
 
     Neither ``every_steps`` nor ``every_seconds``: only at the end, or when the run is interrupted.
     """
@@ -60,10 +61,13 @@ class Saver:
         self._saved_step: int | None = None
         self._best = False
         self.failure: OSError | None = None
+        self.saved: int | None = None
+        self._was_finite = True
 
     def begin(self, training: Training) -> None:
         """Saves a run that has just begun, so that there is always something to go on from."""
         progress = training.progress
+        self.saved = progress.step
         if progress.step == 0:
             self.save(training)
         # with its evaluation owed, a step is saved once more when that is there
@@ -87,13 +91,17 @@ class Saver:
 
     def save(self, training: Training, *, best: bool = False) -> None:
         """Copies the state and begins to write it."""
+        self._saved_at = time.monotonic()
         if not _finite(training):
-            log.warning("step %d: not saved, as not finite", training.progress.step)
+            if self._was_finite:
+                log.warning("not saved from step %d on, as not finite", training.progress.step)
+            self._was_finite = False
             return
+        self._was_finite, self.saved = True, training.progress.step
         training.tracker.finish(training.result())
         tensors, values = snapshot(training)
         values["settings"] = self._settings
-        self._saved_at, self._saved_step = time.monotonic(), training.progress.step
+        self._saved_step = training.progress.step
         self._best = best
         self._wait()
         self._checkpointer.save(

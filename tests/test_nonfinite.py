@@ -464,3 +464,20 @@ def test_a_norm_whose_square_overflows_is_reported_as_it_is(tmp_path: Path) -> N
 def test_pascanus_way_needs_a_recurrent_matrix() -> None:
     with pytest.raises(InputError, match="trainer.nonfinite=pascanu: needs a recurrent weight"):
         experiment(composed(small({"cell": "indrnn", "trainer.nonfinite": "pascanu"})))
+
+
+def test_a_run_interrupted_with_weights_that_are_not_finite_says_what_is_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = {"cell": "rnn", "trainer.nonfinite": "skip", "trainer.nonfinite_patience": None}
+    values = composed(small({**own, "trainer.checkpoint_every": 1}))
+    with Poison("weight", math.nan, [4])():
+        assert command(values, tmp_path / "run", 12)[0] == 143
+    assert 4 < Run(tmp_path / "run").summary["steps"] < 12
+    said = "is not finite; saved is that of step 3: rnngrad resume="
+    assert said in capsys.readouterr().err
+    assert caplog.text.count("not saved") == 1, "a line, not one a step"
+    assert load(tmp_path / "run" / "checkpoint").step == 3
+    command(values, tmp_path / "whole")
+    assert command(values, tmp_path / "run")[0] == 0
+    assert differences(left(tmp_path / "run"), left(tmp_path / "whole")) == []
