@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -216,3 +217,78 @@ class Scripts(HTMLParser):
             local = re.fullmatch(r"#?\w+(\.\w+)?|data:(,|image/svg\+xml;base64,.*)", value or "")
             if name.startswith("on") or (name in ("href", "src") and not local):
                 self.found.append(f"{name}={value}")
+
+
+# --- the source itself
+
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
+FORBIDDEN_CALLS = {
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen"),
+    *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all"),
+    *("torch.load", "hydra.utils.instantiate", "instantiate", "pty.spawn"),
+}
+FORBIDDEN_OPTIONS = {"allow_pickle": True, "weights_only": False, "shell": True}
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(
+    path for folder in ("rnngrad", "tasks", "conf") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def forbidden(source: str) -> list[str]:
+    """What a source does that would run what data say, or open it to others."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [name for name in names if name.partition(".")[0] in FORBIDDEN_MODULES]
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            found += [name] if name in FORBIDDEN_CALLS else []
+            found += [
+                f"{option.arg}={option.value.value}"
+                for option in node.keywords
+                if isinstance(option.value, ast.Constant)
+                and FORBIDDEN_OPTIONS.get(option.arg or "", ...) is option.value.value
+            ]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += [w for w in ("0.0.0.0", "--bind_all", "bind_all=") if w in node.value]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_source_runs_what_data_say_or_listens_to_others(path: Path) -> None:
+    assert forbidden(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "eval('1')",
+        "torch.load(p)",
+        "yaml.load(f)",
+        "np.load(p, allow_pickle=True)",
+        "run('ls', shell=True)",
+        "serve('0.0.0.0')",
+    ],
+)
+def test_what_is_looked_for_in_the_source_is_found(source: str) -> None:
+    assert len(forbidden(source)) == 1
+
+
+def test_only_our_own_callback_is_named_as_code_in_configurations() -> None:
+    named = {
+        line.strip()
+        for path in (ROOT / "conf").rglob("*.yaml")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "_target_" in line
+    }
+    assert named == {"_target_: rnngrad.launcher.Gate"}
+
+
+def test_no_page_tells_anyone_to_open_tensorboard_to_the_network() -> None:
+    for page in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        assert "--bind_all" not in text and "--host" not in text
