@@ -304,7 +304,7 @@ class Tracker:
 
     def _check(self, position: Mapping[str, Any]) -> None:
         """That the files are there, are this run's, and reach as far."""
-        if set(position) != {"files", "layouts", "clipped"}:
+        if not _is_position(position):
             raise NothingUsable(f"{self.directory}: the checkpoint does not say where files end")
         for name in _DATA:
             path, size = self.directory / name, position["files"].get(name)
@@ -349,6 +349,21 @@ def profile(layer: LayerRecord) -> dict[str, Floats]:
     if layer.clipped is not None:
         kinds["clipped"] = layer.clipped.mean(1).numpy()
     return kinds
+
+
+def _is_position(position: Any) -> bool:
+    """Whether it is what ``Tracker.position`` returned, and then was stored."""
+    if not isinstance(position, Mapping) or set(position) != {"files", "layouts", "clipped"}:
+        return False
+    files, layouts, clipped = position["files"], position["layouts"], position["clipped"]
+    try:
+        return (
+            all(type(size) is int and size >= 0 for size in files.values())
+            and all(isinstance(json.loads(text), dict) for text in layouts.values())
+            and [type(number) for number in clipped] == [float, int]
+        )
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 def _cut_back(directory: Path, position: Mapping[str, Any]) -> None:
