@@ -110,6 +110,8 @@ def _resumed() -> Path | None:
 
 def _arguments() -> None:
     """Checks the shape of the command line, and puts it in the order that Hydra can read."""
+    if "--" in sys.argv:
+        _usage_error("-- is not needed")
     parser = get_args_parser()
     parser.error = _usage_error  # type: ignore[method-assign]
     arguments, more = parser.parse_known_args()

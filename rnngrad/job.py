@@ -20,7 +20,7 @@ from rnngrad.parts import InputError, NothingUsable
 from rnngrad.resume import checkpoint_of, has_checkpoints, more_steps, planned_steps
 from rnngrad.runs import CHECKPOINTS, LOG, Run
 from rnngrad.signals import Interrupted, Signals
-from rnngrad.stored import one_line
+from rnngrad.stored import Unreadable, one_line
 
 if TYPE_CHECKING:
     from rnngrad.checkpoint import Loaded
@@ -43,7 +43,7 @@ def attempt(
     except InUse as error:
         say(str(error))
         return IN_USE, math.inf
-    except (InputError, NothingUsable) as error:
+    except (InputError, NothingUsable, Unreadable) as error:
         say(str(error))
         return BAD_INPUT, math.inf
     except Interrupted as error:

@@ -131,6 +131,7 @@ def check_job(config: DictConfig, *directory_keys: str) -> Path:
     HydraConfig.instance().set_config(config)  # ${hydra:...} in the directory's name
     try:
         directory = Path(*(str(OmegaConf.select(config, key)) for key in directory_keys))
+        OmegaConf.to_container(config.hydra.job.env_set, resolve=True)  # as Hydra will, too late
     finally:
         HydraConfig.instance().cfg = before
     key = directory_keys[-1]
