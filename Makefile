@@ -18,7 +18,8 @@ test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
 
 test-resume: .venv/installed-test
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_resume.py tests/test_signals.py -s
+	$(BIN)/python -m pytest -s -m "slow or not slow" tests/test_resume.py tests/test_resume_command.py tests/test_signals.py \
+		tests/test_killed.py tests/test_disk.py tests/test_one_writer.py
 
 test-browser: .venv/installed-test
 	$(INSTALL) --editable ".[browser]"
