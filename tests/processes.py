@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import io
 import json
@@ -51,7 +52,7 @@ class Started:
         os.kill(self.pid, number)
 
     def wait(self, timeout: float = 60) -> int:
-        """The exit code, negative if it was a signal; who hangs is killed, and the test fails."""
+        """The exit code, negative if it was a signal; who hangs says where and is killed."""
         code = self.processes.ask({"wait": self.pid, "timeout": timeout})
         assert code is not None, f"hangs after {timeout} s: {self.said}"
         return int(code)
@@ -154,6 +155,8 @@ def _wait(pid: int, timeout: float) -> int | None:
         if done:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.001)
+    os.kill(pid, signal.SIGUSR1)
+    time.sleep(1)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return None
@@ -170,6 +173,7 @@ def _become(
             file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, target)
             os.close(file)
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
         if arrange is not None:
             module, _, function = arrange.partition(":")
             getattr(importlib.import_module(module), function)(*using)
