@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rnngrad.explain import blame
-from rnngrad.launcher import InUse, lock_directory, store_texts
+from rnngrad.launcher import InUse, lock_directory, refuse_other_run, store_texts
 from rnngrad.parts import InputError, NothingUsable
 from rnngrad.resume import checkpoint_of, has_checkpoints, more_steps, planned_steps
 from rnngrad.runs import CHECKPOINTS, LOG, Run
@@ -82,6 +82,8 @@ def train(
 
     spec = experiment(values)
     with Signals() as signals, lock_directory(directory):
+        if not again:  # a sweep's directories were looked at before its first run began
+            refuse_other_run(directory, values, "hydra.run.dir")
         store_texts(directory, texts)
         before = _summary(directory)
         planned = planned_steps(directory, before, spec.trainer.steps)

@@ -177,23 +177,33 @@ def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None
         not stored.exists() and {path.name for path in directory.iterdir()} - early
     ):
         raise InputError(key, directory, "exists and is not a run; name a new or empty directory")
-    if stored.exists():
-        try:
-            there = _flat(read_config(stored))
-        except (OSError, ValueError):
-            raise InputError(key, directory, f"its {CONFIG} cannot be read") from None
-        here = _flat(values)
-        for name in sorted((there.keys() | here.keys()) - {"resume", "strict"}):
-            if there.get(name) != here.get(name):
-                raise InputError(
-                    key,
-                    directory,
-                    f"holds another run ({name} is {there.get(name)} there and "
-                    f"{here.get(name)} here); name another directory",
-                )
+    refuse_other_run(directory, values, key)
     if (directory / LOCK).exists():
         with lock_directory(directory):
             pass
+
+
+def refuse_other_run(directory: Path, values: Mapping[str, Any], key: str) -> None:
+    """Lets a run have a directory in which no other one has stored its configuration.
+
+    What was found before the run's lock was held may not be so any more: to be asked again then.
+    """
+    stored = directory / CONFIG
+    if not stored.exists():
+        return
+    try:
+        there = _flat(read_config(stored))
+    except (OSError, ValueError):
+        raise InputError(key, directory, f"its {CONFIG} cannot be read") from None
+    here = _flat(values)
+    for name in sorted((there.keys() | here.keys()) - {"resume", "strict"}):
+        if there.get(name) != here.get(name):
+            raise InputError(
+                key,
+                directory,
+                f"holds another run ({name} is {there.get(name)} there and "
+                f"{here.get(name)} here); name another directory",
+            )
 
 
 def stored_texts(config: DictConfig) -> dict[str, str]:

@@ -5,18 +5,20 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import yaml
 from filelock import FileLock
 
+from rnngrad import job
 from rnngrad.__main__ import OUTCOMES, run_command
 from rnngrad.checkpoint import load
 from rnngrad.runs import Run, find_runs
@@ -262,6 +264,24 @@ def test_a_sweep_into_another_runs_directory_is_refused_before_job_0(
     code, said = command("-m", *TINY, "seed=0,1", "hydra.sweep.subdir=${hydra:job.num}")
     assert code == 2 and "holds another run (seed is 7 there and 1 here)" in said
     assert snapshot(tmp_path) == before
+
+
+def test_a_directory_that_became_another_runs_during_the_sweep_is_refused_when_its_turn_comes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = ["-m", *TINY, "seed=0,1", "hydra.sweep.dir=runs", "hydra.sweep.subdir=${hydra:job.num}"]
+    assert command(*TINY, "hydra.run.dir=other", "seed=7")[0] == 0
+
+    def train(*args: Any, **kwargs: Any) -> tuple[int, float]:
+        if not (tmp_path / "runs" / "1" / "summary.json").exists():
+            shutil.copytree(tmp_path / "other", tmp_path / "runs" / "1")
+        return job.train(*args, **kwargs)
+
+    monkeypatch.setattr("rnngrad.__main__.train", train)
+    code, said = command(*sweep)
+    assert code == 1 and "holds another run (seed is 7 there and 1 here)" in said
+    assert Run(tmp_path / "runs" / "0").summary["status"] == "completed"
+    assert Run(tmp_path / "runs" / "1").config["seed"] == 7
 
 
 def test_a_run_leaves_a_whole_directory_named_after_what_defines_it(
