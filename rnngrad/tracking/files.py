@@ -310,8 +310,8 @@ class Tracker:
             path, size = self.directory / name, position["files"].get(name)
             if path.is_symlink() or not path.is_file():
                 raise NothingUsable(f"{path}: is missing, or not a file")
-            if not isinstance(size, int) or path.stat().st_size < size:
-                there = path.stat().st_size
+            there = path.stat().st_size
+            if size is None or there < size:
                 raise NothingUsable(f"{path}: has {there} of the {size} bytes that it had")
         header = ",".join(self._columns) + "\n"
         with (self.directory / METRICS).open(
@@ -362,7 +362,7 @@ def _is_position(position: Any) -> bool:
             and all(isinstance(json.loads(text), dict) for text in layouts.values())
             and [type(number) for number in clipped] == [float, int]
         )
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, RecursionError):
         return False
 
 
