@@ -95,7 +95,10 @@ def train(
             return DONE, before["eval_loss"]
         spec = replace(spec, trainer=replace(spec.trainer, steps=wanted))
         loaded, told = None, _Told()
-        if again or has_checkpoints(directory):
+        if again and not has_checkpoints(directory):
+            allowed = "has no checkpoint yet; the command that it was started with begins it anew"
+            raise InputError("resume", short(directory), allowed)
+        if has_checkpoints(directory):
             loaded = checkpoint_of(
                 directory,
                 spec.settings,

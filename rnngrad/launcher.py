@@ -198,11 +198,12 @@ def refuse_other_run(directory: Path, values: Mapping[str, Any], key: str) -> No
     here = _flat(values)
     for name in sorted((there.keys() | here.keys()) - {"resume", "strict"}):
         if there.get(name) != here.get(name):
+            longer = f", or go on: rnngrad resume=DIR {name}=N" if name == "trainer.steps" else ""
             raise InputError(
                 key,
                 directory,
                 f"holds another run ({name} is {there.get(name)} there and "
-                f"{here.get(name)} here); name another directory",
+                f"{here.get(name)} here); name another directory{longer}",
             )
 
 

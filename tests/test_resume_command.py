@@ -225,6 +225,21 @@ def test_a_wrong_command_is_one_line_and_starts_nothing(
     assert re.match(f"rnngrad: (?:{WRONG[line]})", said.rstrip("\n")), said
 
 
+def test_a_run_without_a_checkpoint_says_how_it_begins(
+    typed: Typed, run: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(run / "checkpoint")
+    said = refused(typed, tmp_path, "resume=run")
+    assert "resume=run: has no checkpoint yet; the command that it was started with" in said
+
+
+def test_a_longer_run_in_the_same_directory_says_how_it_goes_on(
+    typed: Typed, run: Path, tmp_path: Path
+) -> None:
+    said = refused(typed, tmp_path, *(w.replace("steps=9", "steps=20") for w in LINE))
+    assert "name another directory, or go on: rnngrad resume=DIR trainer.steps=N" in said
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_run_whose_learning_rates_depend_on_its_length_is_not_made_longer(
     schedule: str, typed: Typed, tmp_path: Path
