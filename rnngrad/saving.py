@@ -42,7 +42,8 @@ class Saver:
         failure: Why an attempt failed; ``None`` if none has, or the one at the end did not.
         saved: Of which step the last state is that was saved, or being saved.
 
-    Neither ``every_steps`` nor ``every_seconds``: only at the end, or when the run is interrupted.
+    Neither ``every_steps`` nor ``every_seconds``: only the start and the end, or where the run is
+    interrupted.
     """
 
     def __init__(
