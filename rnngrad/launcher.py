@@ -228,7 +228,7 @@ def store_texts(directory: Path, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         path = directory / name
         path.parent.mkdir(exist_ok=True)
-        replace(path, text)
+        replace(path, text, lasting=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -56,20 +56,41 @@ class Appended:
             self._file.close()
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str, *, lasting: bool = False) -> None:
     """Writes ``path`` whole or not at all; what was to become it is not left behind.
 
     Only who holds the run's lock may.
+
+    Args:
+        path: Is replaced.
+        text: In UTF-8.
+        lasting: It is to outlive a power cut: nothing else has it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with naming(path):
         try:
             with open(temporary, "wb", opener=without_links) as file:
                 file.write(text.encode())
+                if lasting:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        if lasting:
+            _sync_folder(path.parent)
+            _sync_folder(path.parent.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Makes the names in a folder outlive a power cut, where the system can."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 @contextmanager

@@ -255,7 +255,7 @@ class Tracker:
         if failure is not None and error is None:
             raise failure
 
-    def _close(self, error: BaseException | None) -> OSError | None:
+    def _close(self, error: BaseException | None) -> Exception | None:
         """Closes all files, whatever becomes of the others; what went wrong first in doing so.
 
         The summary comes last: a run is completed only when everything else is there.
@@ -266,7 +266,7 @@ class Tracker:
         for step in steps:
             try:
                 step()
-            except OSError as told:  # an error on its way matters more; the disk may be full
+            except Exception as told:  # an error on its way matters more; the disk may be full
                 failure = failure or told
                 self._ends_in(error or told)
         return failure
