@@ -16,6 +16,7 @@ import yaml
 from rnngrad.dynamics import Decay, decay, horizon
 from rnngrad.report.style import Floats
 from rnngrad.runs import SUMMARY, Run, differing, settings, typed
+from rnngrad.stored import Unreadable
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 """What reading a run's files raises when they are broken."""
@@ -103,7 +104,7 @@ def digest(run: Run, label: str) -> Digest:
     summary = run.summary
     for key in ("status", "steps"):
         if summary[key] is None:  # a file of something else would be found out much later
-            raise ValueError(f"{SUMMARY} has no {key}")
+            raise Unreadable(run.path / SUMMARY, f"has no {key}")
     metrics, bptt, measures = run.metrics, run.bptt, run.measures
     evaluated = np.isfinite(metrics["eval_loss"])
     forward = [layer for layer in bptt if not layer.endswith("_reverse")]
