@@ -44,6 +44,9 @@ from rnngrad.training import Training
 from .faults import forge
 from .small import TEXT, small_task
 
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+"""Of what made a test fail."""
+
 MADE: Counter[str] = Counter()
 """Inputs that were generated, by the kind."""
 REFUSED: Counter[str] = Counter()
@@ -365,7 +368,7 @@ STORED = {
 
 def check_run_files(here: Path, files: Mapping[str, bytes], many: bool) -> None:
     names = [name for name, often in STORED.items() for _ in range(often)]
-    one = st.one_of([spoilt_file(n, files[n]).map(lambda b, n=n: (n, b)) for n in names])  # type: ignore[misc]
+    one = st.one_of([st.tuples(st.just(n), spoilt_file(n, files[n])) for n in names])
     folder = here / "run"
     put(folder, files)
 
@@ -435,7 +438,7 @@ def saved(here: Path, files: Mapping[str, bytes]) -> Saved:
 
 def check_checkpoints(here: Path, run: Saved, many: bool) -> None:
     folder = here / "spoilt" / run.loaded.path.name
-    each = [spoilt(data).map(lambda b, n=n: (n, b)) for n, data in run.files.items()]  # type: ignore[misc]
+    each = [st.tuples(st.just(n), spoilt(data)) for n, data in run.files.items()]
 
     def body(file: tuple[str, bytes]) -> None:
         put(folder, run.files | dict([file]))
