@@ -56,6 +56,9 @@ class InputError(ValueError):
 class NothingUsable(Exception):
     """Nothing that a run could go on from: one line that says of each checkpoint why not."""
 
+    def __init__(self, said: str) -> None:
+        super().__init__(printable(said))  # what a checkpoint has for a key may be anything
+
 
 MISSING = object()
 

@@ -616,6 +616,17 @@ def test_no_forged_state_is_refused_but_in_one_line(
     check_forged_states(here, saved(here, run_files), many=False)
 
 
+@pytest.mark.parametrize("key", ["a\nb", "\ue000", "\x1b[2J"])
+def test_a_state_is_refused_in_one_line_whatever_its_keys_are(
+    key: str, here: Path, run_files: dict[str, bytes]
+) -> None:
+    run = saved(here, run_files)
+    values = run.loaded.values | {"extra": {key: 1}}
+    with pytest.raises(NothingUsable) as refused:
+        restore(run.training(), replace(run.loaded, values=values))
+    assert str(refused.value).isprintable()
+
+
 def test_thirty_command_lines_end_as_they_should(here: Path) -> None:
     codes = check_command_lines(here, 30)
     assert codes[2] and codes[0]
