@@ -93,7 +93,14 @@ def restore(training: Training, loaded: Loaded) -> None:
         _restore_random(_unpacked(values["random"], tensors), device)
     except _Mismatch as error:
         raise NothingUsable(f"{loaded.path}: is not of this run: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+    ) as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NothingUsable(f"{loaded.path}: is not of this run ({said})") from None
 

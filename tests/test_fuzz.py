@@ -627,6 +627,17 @@ def test_a_state_is_refused_in_one_line_whatever_its_keys_are(
     assert str(refused.value).isprintable()
 
 
+def test_a_random_state_of_negative_numbers_is_refused(
+    here: Path, run_files: dict[str, bytes]
+) -> None:
+    run = saved(here, run_files)
+    tensors = dict(run.loaded.tensors)
+    (state,) = [name for name in tensors if name.startswith("random/python")]
+    tensors[state] = -1 - tensors[state]
+    with pytest.raises(NothingUsable, match="OverflowError"):
+        restore(run.training(), replace(run.loaded, tensors=tensors))
+
+
 def test_thirty_command_lines_end_as_they_should(here: Path) -> None:
     codes = check_command_lines(here, 30)
     assert codes[2] and codes[0]
