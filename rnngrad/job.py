@@ -7,9 +7,10 @@ import math
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from rnngrad.explain import blame
 from rnngrad.launcher import InUse, lock_directory, refuse_other_run, store_texts
 from rnngrad.parts import InputError, NothingUsable
 from rnngrad.resume import checkpoint_of, has_checkpoints, more_steps, planned_steps
-from rnngrad.runs import CHECKPOINTS, LOG, Run
+from rnngrad.runs import CHECKPOINTS, CONFIG, LOG, Run
 from rnngrad.signals import Interrupted, Signals
 from rnngrad.stored import Unreadable, one_line
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from rnngrad.checkpoint import Loaded
     from rnngrad.config import Experiment
     from rnngrad.tracking import Result
-    from rnngrad.training import Training
+    from rnngrad.training import Training, Work
 
 DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
 """Exit codes; a signal's is 128 and its number."""
@@ -40,22 +41,27 @@ def attempt(
     """Exit code and objective of a run that may end in any way."""
     try:
         return body()
-    except InUse as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # a plugin's exit(0) is no success
+        return ended(error, directory, plugins)
+
+
+def ended(error: BaseException, directory: Path, plugins: Iterable[str]) -> tuple[int, float]:
+    """Exit code and objective of a run that ended in an error, of which is said what there is."""
+    if isinstance(error, InUse):
         say(str(error))
         return IN_USE, math.inf
-    except (InputError, NothingUsable, Unreadable) as error:
+    if isinstance(error, InputError | NothingUsable | Unreadable):
         say(str(error))
         return BAD_INPUT, math.inf
-    except Interrupted as error:
+    if isinstance(error, Interrupted):
         say(f"{short(directory)} interrupted before its first update: nothing is lost")
         return 128 + error.number, math.inf
-    except KeyboardInterrupt as error:  # not from a signal, which `Signals` would have noticed
+    if isinstance(error, KeyboardInterrupt):  # no signal, which `Signals` would have noticed
         say(f"{short(directory)} interrupted by {blame(error, plugins)}")
         return 128 + signal.SIGINT, math.inf
-    except (Exception, SystemExit) as error:  # a plugin's exit(0) is no success
-        log.error(traceback.format_exc())
-        say(f"failed: {blame(error, plugins)} (traceback in {directory / LOG})")
-        return FAILED, math.inf
+    log.error("".join(traceback.format_exception(error)))
+    say(f"failed: {blame(error, plugins)} (traceback in {directory / LOG})")
+    return FAILED, math.inf
 
 
 def train(
@@ -77,14 +83,44 @@ def train(
         again: There must be a checkpoint.
         steps: What ``trainer.steps`` is to be raised to.
     """
+    from rnngrad.training import alone
+
+    with Signals() as signals:
+        return alone(
+            works(values, directory, signals, texts=lambda: texts, again=again, steps=steps)
+        )
+
+
+def works(
+    values: dict[str, Any],
+    directory: Path,
+    signals: Signals,
+    *,
+    texts: Callable[[], Mapping[str, str]] = dict,
+    again: bool = False,
+    steps: int | None = None,
+    stacked: bool = False,
+) -> Generator[Work, None, tuple[int, float]]:
+    """As ``train``, but asks its caller for the work, as ``Training.works`` does.
+
+    Args:
+        values: As of ``train``, and so are the others.
+        directory: Of the run.
+        signals: Says when the run is to stop.
+        texts: What ``train`` is given, made when it is needed.
+        again: There must be a checkpoint.
+        steps: What ``trainer.steps`` is to be raised to.
+        stacked: Other runs train in this process at the same time.
+    """
     from rnngrad.config import experiment
     from rnngrad.diagnosis import diagnose_run
 
     spec = experiment(values)
-    with Signals() as signals, lock_directory(directory):
+    with lock_directory(directory):
         if not again:  # a sweep's directories were looked at before its first run began
             refuse_other_run(directory, values, "hydra.run.dir")
-        store_texts(directory, texts)
+        if not (directory / CONFIG).exists():
+            store_texts(directory, texts())
         before = _summary(directory)
         planned = planned_steps(directory, before, spec.trainer.steps)
         wanted = planned if steps is None else steps
@@ -93,6 +129,9 @@ def train(
             hint = "trainer.steps=N goes on" if again else "remove it to train again"
             say(f"{short(directory)} is already completed; {hint}")
             return DONE, before["eval_loss"]
+        if before.get("status") == "diverged" and wanted == planned and not again:
+            say(f"{short(directory)} has already diverged; remove it to train again")
+            return DIVERGED, 10 * spec.task.chance_loss
         spec = replace(spec, trainer=replace(spec.trainer, steps=wanted))
         loaded, told = None, _Told()
         if again and not has_checkpoints(directory):
@@ -107,11 +146,11 @@ def train(
                 say=told,
             )
         with ExitStack() as opened:
-            training = _training(spec, values, directory, signals, loaded, opened)
+            training = _training(spec, values, directory, signals, loaded, opened, stacked)
             if loaded is not None:
                 told.log()
                 _note(f"{short(directory)} goes on after step {loaded.step}")
-            result = training.run()
+            result = yield from training.works(bar=not stacked)
             training.tracker.finish(result)
             training.tracker.diagnosed(diagnose_run(Run(directory)).as_dict())
     objective = 10 * spec.task.chance_loss
@@ -127,6 +166,7 @@ def _training(
     signals: Signals,
     loaded: Loaded | None,
     opened: ExitStack,
+    stacked: bool,
 ) -> Training:
     """A run's training, from the beginning or from a checkpoint; its tracker is opened."""
     from rnngrad.checkpoint import rewind
@@ -145,14 +185,18 @@ def _training(
     if loaded is None:
         opened.enter_context(tracker)
     folder, trainer = directory / CHECKPOINTS, spec.trainer
+    seed = partial(seed_streams, spec.general.seed)
+    seed()
     saver = Saver(
         folder,
         every_steps=trainer.checkpoint_steps,
         every_seconds=trainer.checkpoint_seconds,
         keep=trainer.checkpoint_keep,
         settings=spec.settings,
+        # nothing of ours draws from the global streams: where several runs share them, each saves
+        # them as they are if it is alone
+        before=seed if stacked else None,
     )
-    seed_streams(spec.general.seed)
     training = spec.training(tracker, saver=saver, should_stop=signals)
     if loaded is not None:
         restore(training, loaded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ class Saver:
         every_seconds: Save when so much time has passed.
         keep: So many of the last checkpoints stay, and the best; 0 is all.
         settings: What defines the run, as plain values: a checkpoint says which run it is of.
+        before: Called before a state is taken.
 
     Attributes:
         failure: Why an attempt failed; ``None`` if none has, or the one at the end did not.
@@ -54,10 +55,12 @@ class Saver:
         every_seconds: float | None = None,
         keep: int = 2,
         settings: Mapping[str, Any] = MappingProxyType({}),
+        before: Callable[[], None] | None = None,
     ) -> None:
         self._checkpointer = AsyncCheckpointer(directory, keep=keep)
         self._every_steps, self._every_seconds = every_steps, every_seconds
         self._settings = plain_settings(settings)
+        self._before = before
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
         self._best = False
@@ -100,6 +103,8 @@ class Saver:
             return
         self._was_finite, self.saved = True, training.progress.step
         training.tracker.finish(training.result())
+        if self._before is not None:
+            self._before()
         tensors, values = snapshot(training)
         values["settings"] = self._settings
         self._saved_step = training.progress.step

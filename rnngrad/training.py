@@ -1,14 +1,18 @@
-"""The training loop: one step after the other, every gradient measured before it is used."""
+"""The training loop: one step after the other, every gradient measured before it is used.
+
+The loop asks for its two costly parts, the way forth and back and the optimiser's step, by yielding
+them: ``alone`` does them as they come, ``rnngrad.stack`` those of many trainings at once.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +27,7 @@ from rnngrad.nonfinite import NonFinite, locate_nonfinite
 from rnngrad.regularization import NoRegularizer, Regularizer
 from rnngrad.replay import extra_states
 from rnngrad.saving import Saver
-from rnngrad.task import EVALUATION_CHUNK, Task
+from rnngrad.task import EVALUATION_CHUNK, Batch, Task
 from rnngrad.tracking import Result, Tracker
 from rnngrad.truncation import truncated_backward
 
@@ -69,10 +73,23 @@ class Progress:
     state: Any = None
 
 
-@dataclass
-class _Update:
-    """One step on its way: what went into it, what came back, what was done with it."""
+@dataclass(eq=False)
+class Update:
+    """One step on its way: what goes into it, what comes back, what was done with it.
 
+    Args:
+        training: Whose step it is.
+        step: Its number, from 1.
+        inputs: ``[T, B, I]``.
+        targets: The task's.
+        before: The state that the layers start from; ``None`` for the model's own.
+        logs: Whether the step is logged.
+        observer: Measures it.
+        statistics: What the model has learnt beside its parameters, before the step.
+        recorded: Options of ``record``; ``None`` records nothing.
+    """
+
+    training: Training
     step: int
     inputs: Tensor
     targets: Tensor
@@ -80,15 +97,63 @@ class _Update:
     logs: bool
     observer: Observer | None
     statistics: tuple[list[Tensor], list[tuple[nn.Module, Any]]]
-    passed: Passed
-    loss: float
-    records: Mapping[str, LayerRecord]
+    recorded: Mapping[str, bool] | None
+    passed: Passed = field(init=False)
+    loss: float = math.nan
+    records: Mapping[str, LayerRecord] = field(default_factory=dict)
     penalty: float = math.nan
     report: ClipReport = _NO_GRADIENT
     audited: Mapping[str, ClipReport] = field(default_factory=dict)
     observation: Observation | None = None
     remembered: Mapping[str, Any] = field(default_factory=dict)
     """What the observer did before."""
+
+    def alone(self) -> None:
+        """Forward, and backward unless the loss is not finite, of this training's model alone."""
+        training = self.training
+        self.passed, self.loss, self.records = _backward(
+            training.model,
+            training.task,
+            self.inputs,
+            self.targets,
+            self.before,
+            training.tbptt,
+            self.recorded,
+        )
+
+
+class Step:
+    """An optimiser's step, with the gradients as they are.
+
+    Args:
+        optimizer: Whose.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def alone(self) -> None:
+        """Makes it."""
+        self.optimizer.step()
+
+
+Work = Update | Step
+"""What a training asks for: done when it is resumed."""
+
+Ended = TypeVar("Ended")
+
+
+def alone(works: Generator[Work, None, Ended]) -> Ended:
+    """Does the work as it is asked for; what the generator returns at its end."""
+    while True:
+        try:
+            work = next(works)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        try:
+            work.alone()
+        except BaseException as error:  # so that it ends where it was
+            works.throw(error)
 
 
 class Training:
@@ -122,6 +187,7 @@ class Training:
 
     Attributes:
         progress: Where the run is; ``rnngrad.snapshot`` can put it there.
+        draw: Gives the batch of a task, seed, step and size, as ``Task.training_batch`` does.
     """
 
     def __init__(
@@ -164,7 +230,9 @@ class Training:
         self.saver, self.should_stop = saver, should_stop
         self.parameters = list(model.parameters())
         self.progress = Progress()
+        self.draw: Callable[[Task, int, int, int], Batch] = draw
         self._status = "running"
+        self._learns_beside = bool([*model.buffers()] or extra_states(model))
 
     def run(self) -> Result:
         """Trains to the end, from where ``progress`` is.
@@ -172,35 +240,47 @@ class Training:
         Returns:
             How it ended.
         """
+        return alone(self.works())
+
+    def works(self, *, bar: bool = True) -> Generator[Work, None, Result]:
+        """As ``run``, but the ways forth and back and the optimiser's steps are left to the caller.
+
+        Args:
+            bar: Whether to show how far it is, if that goes to a terminal.
+        """
         progress, update = self.progress, None
-        bar = tqdm(
+        shown = tqdm(
             total=self.steps,
             initial=progress.step,
             desc=self.tracker.directory.name,
             unit="step",
-            disable=None,
+            disable=None if bar else True,
             dynamic_ncols=True,
         )
-        with bar, nullcontext() if self.saver is None else self.saver:
+        with shown, nullcontext() if self.saver is None else self.saver:
             self.tracker.finish(self.result())
             if self.saver is not None:
                 self.saver.begin(self)
             if progress.row is not None:  # the run was stopped in this step's evaluation
                 self._conclude()
             while self._goes_on():
-                update = self._forth_and_back(progress.step + 1)
+                update = self._begin(progress.step + 1)
+                yield update
+                self._returned(update)
                 self.should_stop()  # from here on, who wants the run to stop waits for the update
                 if not self._is_usable(update):
                     self._stop_at(update)
                     break
-                self._apply(update)
+                if not update.report.skipped:
+                    yield Step(self.optimizer)
+                self._applied(update)
                 if (row := progress.row) is not None:
                     grad, accuracy = update.report.norm_pre, row["accuracy"]
-                    bar.set_postfix(
+                    shown.set_postfix(
                         loss=f"{update.loss:.4g}", accuracy=f"{accuracy:.3f}", grad=f"{grad:.3g}"
                     )
                 self._conclude()
-                bar.update()
+                shown.update()
                 if self._goes_on() and self.should_stop():  # in the middle of saving, say
                     self._status = "interrupted"
             if self.saver is not None:
@@ -228,10 +308,10 @@ class Training:
     def _evaluates(self, step: int) -> bool:
         return step % self.eval_every == 0 or step == self.steps
 
-    def _forth_and_back(self, step: int) -> _Update:
-        """Up to the gradient, clipped if it is finite."""
+    def _begin(self, step: int) -> Update:
+        """What goes into a step."""
         device, progress = self.parameters[0].device, self.progress
-        batch = self.task.training_batch(self.seed, step, self.batch_size)
+        batch = self.draw(self.task, self.seed, step, self.batch_size)
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
         goes_on = batch.continues and progress.state is not None  # none, if no update was made yet
         before = first_rows(progress.state, inputs.shape[1]) if goes_on else None
@@ -251,20 +331,19 @@ class Training:
         in_full = self.regularizer.needs_gradients
         options = {"full": in_full} | ({} if observer is None else observer.recording)
         recorded = options if logs or in_full else None
-        statistics = [b.clone() for b in self.model.buffers()], extra_states(self.model)
-        passed, loss, records = _backward(
-            self.model, self.task, inputs, targets, before, self.tbptt, recorded
-        )
-        update = _Update(
-            step, inputs, targets, before, logs, observer, statistics, passed, loss, records
-        )
-        if math.isfinite(loss):
+        statistics: tuple[list[Tensor], list[tuple[nn.Module, Any]]] = [], []
+        if self._learns_beside:
+            statistics = [b.clone() for b in self.model.buffers()], extra_states(self.model)
+        return Update(self, step, inputs, targets, before, logs, observer, statistics, recorded)
+
+    def _returned(self, update: Update) -> None:
+        """Up to the gradient, clipped if it is finite."""
+        if math.isfinite(update.loss):
             self._clip(update)
         else:
             update.audited = self._unaudited()
-        return update
 
-    def _clip(self, update: _Update) -> None:
+    def _clip(self, update: Update) -> None:
         """What happens to a gradient before it is used, and what is seen of it."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if update.observer is not None and all(grad.isfinite().all() for grad in grads):
@@ -297,7 +376,7 @@ class Training:
         """What the audit says of a gradient that it is not shown."""
         return {} if self.audit is None else dict.fromkeys(self.audit.counts, _NO_GRADIENT)
 
-    def _is_usable(self, update: _Update) -> bool:
+    def _is_usable(self, update: Update) -> bool:
         """Whether a step can be made; what is not finite is put aside, if that is no end."""
         report, progress = update.report, self.progress
         if report.finite and report.norm_pre <= self.nonfinite.bound:
@@ -323,7 +402,7 @@ class Training:
         return True
 
     @torch.no_grad()
-    def _forget(self, update: _Update) -> None:
+    def _forget(self, update: Update) -> None:
         """Puts what has learnt from an update where it was before: statistics, as batch norm's."""
         buffers, extra = update.statistics
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
@@ -333,11 +412,9 @@ class Training:
         if update.observation is not None and update.observer is not None:
             update.observer.load_state_dict(update.remembered)
 
-    def _apply(self, update: _Update) -> None:
-        """The optimiser's step, and what is kept of the update."""
+    def _applied(self, update: Update) -> None:
+        """What is kept of an update, after the optimiser's step if there was one."""
         report, progress = update.report, self.progress
-        if not report.skipped:
-            self.optimizer.step()
         self.tracker.updated(update.loss, report.norm_pre, report.coef)
         if update.observation is not None:
             self.tracker.measured(update.step, update.observation.updated())
@@ -398,7 +475,7 @@ class Training:
             else:
                 log.warning("evaluation after step %d: %s; goes on", progress.step, found)
 
-    def _stop_at(self, update: _Update) -> None:
+    def _stop_at(self, update: Update) -> None:
         """Ends the run at an update that cannot be made; the state before it is saved."""
         if self.saver is not None:
             self.saver.end(self)
@@ -412,7 +489,7 @@ class Training:
         self.tracker.updated(update.loss, update.report.norm_pre, update.report.coef)
         self.tracker.log(self._row(update))
 
-    def _locate(self, update: _Update) -> str:
+    def _locate(self, update: Update) -> str:
         found = locate_nonfinite(
             self.model, self.task, update.inputs, update.targets, update.before
         )
@@ -428,7 +505,7 @@ class Training:
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
         return locate_nonfinite(self.model, self.task, inputs, targets) or _NOWHERE
 
-    def _row(self, update: _Update) -> dict[str, float]:
+    def _row(self, update: Update) -> dict[str, float]:
         """What metrics.csv has of an update, but for its evaluation."""
         report = update.report
         accuracy = self.task.accuracy(update.passed.outputs, update.targets).item()
@@ -478,6 +555,11 @@ class Training:
             planned_steps=self.steps,
             reason=progress.reason,
         )
+
+
+def draw(task: Task, seed: int, step: int, size: int) -> Batch:
+    """What a step trains on."""
+    return task.training_batch(seed, step, size)
 
 
 class Stopped(Exception):

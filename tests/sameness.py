@@ -219,18 +219,21 @@ def command(
 
 def kill_at(step: int) -> None:
     """Has this process kill itself between an update and what follows from it."""
-    apply = Training._apply
+    apply = Training._applied
 
     def applied(training: Training, update: Any) -> None:
         apply(training, update)
         if training.progress.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Training._apply = applied  # type: ignore[assignment, method-assign]
+    Training._applied = applied  # type: ignore[assignment, method-assign]
 
 
-def everything(directory: Path) -> dict[Any, bytes]:
-    """What a run has left: its files, what TensorBoard shows, and its last checkpoint."""
+def everything(directory: Path, *, board: bool = True) -> dict[Any, bytes]:
+    """What a run has left: its files, what TensorBoard shows, and its last checkpoint.
+
+    Without the second, if there is no ``board``.
+    """
     step, name = max((int(path.name[5:14]), path.name) for path in directory.glob("checkpoint/*"))
     folder = directory / "checkpoint" / name
     state = read(
@@ -238,7 +241,7 @@ def everything(directory: Path) -> dict[Any, bytes]:
     )
     sizes = state.values["tracker"]["files"]
     state.values["tracker"]["files"] = {k: v for k, v in sizes.items() if k in FILES}
-    found: dict[Any, bytes] = {**left(directory), **shown(directory)}
+    found: dict[Any, bytes] = {**left(directory), **(shown(directory) if board else {})}
     found |= {name: raw(tensor) for name, tensor in state.tensors.items()}
     return found | {"step": repr(step).encode(), STATE: repr(state.values).encode()}
 

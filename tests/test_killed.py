@@ -43,8 +43,15 @@ def note_phases() -> None:
 
     note("starting")
     training.evaluate = noted(training.evaluate, "evaluating", "training")
-    run = training.Training.run
-    training.Training.run = noted(run, "training", "ending")  # type: ignore[method-assign]
+    real = training.Training.works
+
+    def works(*args: Any, **kwargs: Any) -> Any:
+        note("training")
+        result = yield from real(*args, **kwargs)
+        note("ending")
+        return result
+
+    training.Training.works = works  # type: ignore[assignment, method-assign]
     __main__._conclude = noted(__main__._conclude, "ending", "ending")  # there was none to train
     # the same to a process that is killed, and does not depend on the disk
     setattr(os, "fsync", lambda file: time.sleep(0.001))  # noqa: B010

@@ -40,7 +40,7 @@ LINE = [
 @contextmanager
 def stopped(step: int = 5) -> Iterator[None]:
     """Inside, runs are stopped after an update, as by SIGTERM."""
-    asked, apply = Asked(), Training._apply
+    asked, apply = Asked(), Training._applied
 
     def applied(training: Training, update: Any) -> None:
         apply(training, update)
@@ -48,7 +48,7 @@ def stopped(step: int = 5) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rnngrad.job.Signals", lambda: asked)
-        patch.setattr(Training, "_apply", applied)
+        patch.setattr(Training, "_applied", applied)
         yield
 
 
