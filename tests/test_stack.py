@@ -26,7 +26,7 @@ Ended = dict[Any, tuple[Any, BaseException | None]]
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in the processes that stacks are trained in; nobody cuts the power, or looks at pictures."""
+    """As in the processes that train stacks; nobody cuts the power, or looks at pictures."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
