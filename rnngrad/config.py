@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from importlib import resources
 from typing import Annotated, Any, Literal
 
@@ -159,14 +159,20 @@ class General(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            if self.device.startswith("cpu:"):
-                raise RuntimeError  # cpu under another name, and so another run
-            torch.ones(1, device=self.device).item()
-        except Exception:  # of torch, or of a backend that it tries to import
+        # cpu:0 is cpu under another name, and would be another run
+        if self.device.startswith("cpu:") or not _usable(self.device):
             raise InputError(
                 "device", self.device, "is not a device that this torch can use; cpu is"
-            ) from None
+            )
+
+
+@cache
+def _usable(device: str) -> bool:
+    try:
+        torch.ones(1, device=device).item()
+    except Exception:  # of torch, or of a backend that it tries to import
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -205,8 +211,8 @@ class Experiment:
                 f"must be 1, as cell={name} is run step by step by autograd",
             )
         # a small one: which weights there are, and whether a scheme can fill them, is the same
-        small = replace(cell, hidden_size=3, num_layers=1)
-        model = build_model(small, task, self.init, 0, bptt_clip=self.bptt_clip)
+        small = (replace(cell, hidden_size=3, num_layers=1), task, self.init, self.bptt_clip)
+        model = (_model if all(map(_has_hash, small)) else _model.__wrapped__)(*small)
         if any("running_mean" in n for n, _ in model.named_buffers()):
             if trainer.tbptt is not None:
                 raise InputError(
@@ -386,6 +392,19 @@ class Experiment:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         n = self.names
         return f"{n['task']}_{n['cell']}_{n['clip']}_s{self.general.seed}-{digest}"
+
+
+@lru_cache(maxsize=64)  # the runs of a sweep have few, and building one is most of a check
+def _model(cell: CellPart, task: Task, init: Init, bptt_clip: BPTTClip) -> SequenceModel:
+    return build_model(cell, task, init, 0, bptt_clip=bptt_clip)
+
+
+def _has_hash(part: Part) -> bool:
+    try:
+        hash(part)
+    except TypeError:  # one of a user's with a field that has none
+        return False
+    return True
 
 
 def experiment(config: Mapping[str, Any]) -> Experiment:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rnngrad.explain import blame
-from rnngrad.launcher import InUse, lock_directory, refuse_other_run, store_texts
+from rnngrad.launcher import InUse, lock_directory, refuse_other_run, short, store_texts
 from rnngrad.parts import InputError, NothingUsable
 from rnngrad.resume import checkpoint_of, has_checkpoints, more_steps, planned_steps
 from rnngrad.runs import CHECKPOINTS, CONFIG, LOG, Run
@@ -260,8 +260,3 @@ class _Told:
         """A run that is refused is left as it was, its log too."""
         for line in self._lines:
             log.warning(line)
-
-
-def short(directory: Path) -> Path:
-    """The directory as a person in this one would name it."""
-    return directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory

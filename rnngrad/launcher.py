@@ -1,154 +1,81 @@
-"""What stands between Hydra and a run: no job starts before every job of the command is sound."""
+"""What stands between a composed configuration and a run: is it sound, and its directory free?"""
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep
-from hydra.core.utils import JobReturn
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from rnngrad.parts import MISSING, InputError
 from rnngrad.runs import CONFIG, LOCK, LOG, read_config, refuse_odd_files
 from rnngrad.stored import Unreadable, opened
 from rnngrad.written import naming, replace, without_links
 
-MOST_JOBS = 100_000
-"""In a sweep; every one is checked before the first starts."""
+if TYPE_CHECKING:
+    from rnngrad.config import Experiment
 
 
 class InUse(Exception):
     """The run directory is being written to by another process."""
 
 
-class Gate(Callback):
-    """Checks values and directories of all jobs before Hydra makes the first directory.
-
-    Hydra turns a callback's exceptions into warnings and goes on, but lets ``SystemExit`` through:
-    that is how every error leaves, as its argument.
-    """
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            check_job(config, "hydra.run.dir")
-        except Exception as error:
-            raise SystemExit(error) from error
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            seen: dict[Path, int] = {}
-            for number, job in enumerate(sweep_jobs(config, kwargs["config_name"])):
-                directory = check_job(job, "hydra.sweep.dir", "hydra.sweep.subdir")
-                if directory in seen:
-                    raise InputError(
-                        "hydra.sweep.subdir",
-                        directory,
-                        f"is the directory of job {seen[directory]} and of job {number}; "
-                        "every job needs its own",
-                    )
-                seen[directory] = number
-        except Exception as error:
-            raise SystemExit(error) from error
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        # Hydra keeps them to the end of the sweep: a quarter of a megabyte a job
-        job_return.cfg = job_return.hydra_cfg = None
-
-
-def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
-    """The composed configuration of every job that a grid sweep will launch, in its order.
-
-    Other sweepers choose their values as they go: their jobs are checked as they start.
-    """
-    if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
-        return
-    overrides = overrides_of(config, "task")
-    given = {override.split("=")[0] for override in overrides}
-    params = config.hydra.sweeper.params or {}
-    overrides += [f"{key}={value}" for key, value in params.items() if key not in given]
-    loader = GlobalHydra.instance().config_loader()  # it knows what a glob can match
-    choices = [
-        [f"{o.get_key_element()}={value}" for value in _swept(o)]
-        if o.is_sweep_override()
-        else [str(o.input_line)]
-        for o in OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-    ]
-    if not all(choices):
-        raise InputError("-m", MISSING, "the sweep is empty: one of its keys has no value")
-    if math.prod(map(len, choices)) > MOST_JOBS:
-        raise InputError("-m", MISSING, f"the sweep has more than {MOST_JOBS:,} runs")
-    for number, job in enumerate(itertools.product(*choices)):
-        composed = compose(
-            config_name,
-            [*overrides_of(config, "hydra"), *job, "hydra.mode=RUN"],
-            return_hydra_config=True,
-        )
-        with open_dict(composed):
-            composed.hydra.job.num = number
-            composed.hydra.job.id = str(number)
-            composed.hydra.overrides.task = list(job)
-        yield composed
-
-
-def _swept(override: Override) -> Iterator[str]:
-    """The values of one key of a sweep."""
-    value = override.value()
-    if isinstance(value, RangeSweep):
-        start, stop = value.start or 0, value.stop or 0
-        if not abs(stop - start) <= MOST_JOBS * abs(value.step):
-            raise InputError(str(override.input_line), MISSING, f"is over {MOST_JOBS:,} values")
-    return override.sweep_string_iterator()
-
-
-def check_job(config: DictConfig, *directory_keys: str) -> Path:
-    """Checks one job's values and that its directory is free for it; returns the directory.
+def check_values(values: Mapping[str, Any], overrides: Iterable[str]) -> Experiment:
+    """A run's parts, checked; the modules that ``plugins`` names are imported.
 
     Raises:
-        InputError: A value is not allowed, or the directory belongs to something else.
-        InUse: The same run is going on there.
+        InputError: A value is not allowed.
     """
     from rnngrad.config import experiment, load_plugins  # torch: only once Hydra has found no fault
 
-    values = plain(config)
-    _check_hydra(config)
-    overrides = overrides_of(config, "task")
     for override in overrides:
         key, _, value = override.partition("=")
         if isinstance(values.get(key), dict) and value.startswith("["):  # Hydra would merge them
             raise InputError(key, value, f"one name is needed; to sweep, -m {key}=A,B")
     load_plugins(values, overrides)
-    experiment(values)
+    return experiment(values)
+
+
+def directory_of(config: DictConfig, *keys: str) -> Path:
+    """The directory of a composed job, absolute.
+
+    Args:
+        config: With Hydra's own part.
+        keys: Which together name it, as ``hydra.run.dir``.
+    """
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)  # ${hydra:...} in the directory's name
     try:
-        directory = Path(*(str(OmegaConf.select(config, key)) for key in directory_keys))
+        directory = Path(*(str(OmegaConf.select(config, key)) for key in keys))
         OmegaConf.to_container(config.hydra.job.env_set, resolve=True)  # as Hydra will, too late
     finally:
         HydraConfig.instance().cfg = before
-    key = directory_keys[-1]
+    return directory.absolute()
+
+
+def check_directory(directory: Path, values: Mapping[str, Any], key: str) -> None:
+    """Checks that a directory is free for a run.
+
+    Raises:
+        InputError: It belongs to something else.
+        InUse: The same run is going on there.
+    """
+    directory = short(directory)
     try:
         refuse_odd_files(directory)
     except Unreadable as error:
         raise InputError(key, directory, str(error)) from None
     refuse_foreign(directory, values, key)
-    return directory.absolute()
 
 
-def _check_hydra(config: DictConfig) -> None:
+def check_hydra(config: DictConfig) -> None:
     """Checks what Hydra would only find out once the directory is made, or would write elsewhere.
 
     Raises:
@@ -268,6 +195,11 @@ def _owner(path: Path) -> str:
             return file.read(20).decode(errors="replace").strip()
     except (OSError, ValueError):
         return ""
+
+
+def short(directory: Path) -> Path:
+    """The directory as a person in this one would name it."""
+    return directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory
 
 
 def overrides_of(config: DictConfig, kind: str) -> list[str]:

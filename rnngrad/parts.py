@@ -22,6 +22,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib import resources
 from typing import (
     Annotated,
@@ -108,7 +109,7 @@ class Part:
     """A frozen dataclass whose fields are checked, and numbers converted, when it is made."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
+        hints = _hints(type(self))
         for field in fields(self):
             value = getattr(self, field.name)
             try:
@@ -117,6 +118,12 @@ class Part:
                 raise InputError(
                     field.name, value, f"must be {in_words(hints[field.name])}"
                 ) from None
+
+
+@cache
+def _hints(part: type) -> dict[str, Any]:
+    """What the fields may be; to work it out takes longer than all else about a part."""
+    return get_type_hints(part, include_extras=True)
 
 
 P = TypeVar("P")
@@ -134,6 +141,7 @@ class Registry(dict[str, type[P]], Generic[P]):
         super().__init__()
         self.group = group
         self._package = package
+        self._loaded = False
 
     def register(self, name: str) -> Callable[[type[P]], type[P]]:
         """Class decorator: makes the part available as ``<group>=<name>``."""
@@ -146,9 +154,11 @@ class Registry(dict[str, type[P]], Generic[P]):
 
     def load(self) -> Registry[P]:
         """Imports the package's modules, so that every built-in part is registered."""
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-            importlib.import_module(f"{self._package}.{module.name}")
+        if not self._loaded:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+                importlib.import_module(f"{self._package}.{module.name}")
+            self._loaded = True
         return self
 
     def default(self, name: str, **changes: Any) -> P:

@@ -285,7 +285,7 @@ def test_only_our_own_callback_is_named_as_code_in_configurations() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if "_target_" in line
     }
-    assert named == {"_target_: rnngrad.launcher.Gate"}
+    assert named == {"_target_: rnngrad.gate.Gate"}
 
 
 def test_no_page_tells_anyone_to_open_tensorboard_to_the_network() -> None:
