@@ -7,8 +7,8 @@ import math
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -127,11 +127,13 @@ def works(
         more_steps(wanted, planned, spec.optim.learning_rate)
         if before.get("status") == "completed" and wanted == planned:
             hint = "trainer.steps=N goes on" if again else "remove it to train again"
-            say(f"{short(directory)} is already completed; {hint}")
-            return DONE, before["eval_loss"]
+            if not stacked:
+                say(f"{short(directory)} is already completed; {hint}")
+            return DONE, objective_of(directory)
         if before.get("status") == "diverged" and wanted == planned and not again:
-            say(f"{short(directory)} has already diverged; remove it to train again")
-            return DIVERGED, 10 * spec.task.chance_loss
+            if not stacked:
+                say(f"{short(directory)} has already diverged; remove it to train again")
+            return DIVERGED, objective_of(directory)
         spec = replace(spec, trainer=replace(spec.trainer, steps=wanted))
         loaded, told = None, _Told()
         if again and not has_checkpoints(directory):
@@ -153,10 +155,15 @@ def works(
             result = yield from training.works(bar=not stacked)
             training.tracker.finish(result)
             training.tracker.diagnosed(diagnose_run(Run(directory)).as_dict())
-    objective = 10 * spec.task.chance_loss
-    if result.status == "completed" and result.eval_loss is not None:
-        objective = result.eval_loss
-    return _outcome(training, result, directory, signals), objective
+    return _outcome(training, result, directory, signals), objective_of(directory)
+
+
+def objective_of(directory: Path) -> float:
+    """What a sweeper minimises: the last evaluation's loss, ten times chance if it diverged."""
+    summary = _summary(directory)
+    if summary.get("status") == "completed" and summary["eval_loss"] is not None:
+        return float(summary["eval_loss"])
+    return 10 * summary.get("chance_loss", math.inf)
 
 
 def _training(
@@ -244,6 +251,30 @@ def _note(line: str) -> None:
     """Says a line that the run's log is to have as well."""
     say(line)
     log.info(line)
+
+
+@contextmanager
+def logging_to(path: Path, only: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Inside, a run's own log is kept, where Hydra does not.
+
+    Args:
+        path: Of the log.
+        only: Whether what is logged now is this run's.
+    """
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    handler.addFilter(lambda record: only())
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        with suppress(OSError):  # of what could not be written
+            handler.close()
 
 
 class _Told:

@@ -44,6 +44,11 @@ class Signals:
         self._asked = True
         return self.number is not None
 
+    def stop(self, number: int) -> None:
+        """As if this signal had come, when somebody says so in another way."""
+        if self.number is None:
+            self.number = number
+
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             try:

@@ -1,0 +1,1 @@
+"""Launchers of rnngrad, here since Hydra looks for plugins nowhere else."""

@@ -1,0 +1,71 @@
+"""What the launchers do once they have something to launch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
+
+from rnngrad.job import objective_of, say
+from rnngrad.parts import COUNT, InputError
+from rnngrad.stacking import Share, grouped, said
+from rnngrad.sweeps import Job, compose_jobs
+from rnngrad.workers import run_processes
+
+Run = Callable[[Sequence[Job], Sequence[Share], str, Sequence[str]], int | None]
+"""Has the jobs trained by processes of these shares; the signal that has ended it, if any."""
+
+
+def shares(count: int, max_stack: int, memory_mib: float) -> list[Share]:
+    """Of so many processes, each with these limits."""
+    return [Share(index, count, max_stack, memory_mib * 2**20) for index in range(count)]
+
+
+def check(**settings: object) -> None:
+    """That settings of a launcher are numbers they can be."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value not in COUNT:
+            raise InputError(f"hydra.launcher.{name}", value, f"must be a number {COUNT}")
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def launch(
+    config: DictConfig,
+    loader: ConfigLoader,
+    overrides: Sequence[Sequence[str]],
+    first: int,
+    processes: Sequence[Share],
+    run: Run = run_processes,
+) -> list[JobReturn]:
+    """Has all jobs trained, and returns what a sweeper wants of each.
+
+    Raises:
+        SystemExit: A signal has ended it; what was training is saved.
+    """
+    jobs = list(compose_jobs(config, loader, overrides, first))
+    sweep = str(config.hydra.sweep.dir)
+    Path(sweep).mkdir(parents=True, exist_ok=True)
+    for line in said(grouped(jobs)):
+        say(line)
+    plugins = list(jobs[0].values.get("plugins") or []) if jobs else []
+    number = run(jobs, processes, sweep, plugins)
+    if number is not None:
+        raise SystemExit(128 + number)
+    return [
+        JobReturn(
+            overrides=list(job.overrides),
+            working_dir=os.getcwd(),
+            task_name=config.hydra.job.name,
+            status=JobStatus.COMPLETED,  # a run that failed has said so, and the sweep goes on
+            _return_value=objective_of(job.directory),
+        )
+        for job in jobs
+    ]

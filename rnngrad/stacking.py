@@ -1,0 +1,218 @@
+"""A list of runs, trained as stacks by processes that share it.
+
+Each process goes through the whole list, from a place of its own, and takes what nobody else has: a
+run is taken by its directory's lock. So several processes, two sweeps at once or the tasks of a
+cluster can work on the same runs, and when one of them dies another one goes on with its runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rnngrad.job import ended, logging_to, works
+from rnngrad.launcher import InUse
+from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
+from rnngrad.runs import LOG
+from rnngrad.signals import Signals
+from rnngrad.sweeps import Job
+
+if TYPE_CHECKING:
+    from rnngrad.config import Experiment
+    from rnngrad.stack import Works
+
+POLL = 0.3
+"""Seconds until a run that somebody else has is asked for again."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes begins with, and how much it takes on at a time.
+
+    Args:
+        index: Which one it is.
+        of: How many there are.
+        most: Runs at a time.
+        memory: Bytes that the states and gates of these may take.
+    """
+
+    index: int
+    of: int
+    most: int
+    memory: float
+
+    def first(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs in an order in which each process begins with others."""
+        return [job for i in range(self.of) for job in jobs[(self.index + i) % self.of :: self.of]]
+
+    def room(self, group: Group) -> int:
+        """How many of a group to train at a time, so that the others get some as well."""
+        if group.alone:
+            return 1
+        fitting = int(self.memory // group.bytes)
+        return max(1, min(self.most, fitting, -(-len(group.jobs) // self.of)))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are trained as one program, or one by one.
+
+    Args:
+        jobs: In their order.
+        alone: Why they are trained one by one; empty if they are not.
+        bytes: About what each takes.
+    """
+
+    jobs: Sequence[Job]
+    alone: str
+    bytes: int
+
+
+def grouped(jobs: Sequence[Job]) -> list[Group]:
+    """The jobs by what their kernels' calls need to have in common."""
+    from rnngrad.config import experiment
+
+    found: dict[Hashable, list[Job]] = defaultdict(list)
+    for job in jobs:
+        found[_shape(job.values)].append(job)
+    specs = [experiment(alike[0].values) for alike in found.values()]
+    return [
+        Group(alike, _why_alone(spec, alike[0].values), _bytes(spec))
+        for spec, alike in zip(specs, found.values(), strict=True)
+    ]
+
+
+def said(groups: Sequence[Group]) -> Iterator[str]:
+    """Of what is trained one by one, how much and why, in a line each."""
+    counts: Counter[str] = Counter()
+    for group in groups:
+        counts[group.alone] += len(group.jobs) if group.alone else 0
+    for why, count in counts.items():
+        if why:
+            yield f"{count} of the runs {'are' if count > 1 else 'is'} not stacked: {why}"
+
+
+def _shape(values: Mapping[str, Any]) -> Hashable:
+    """What runs have in common that can share a kernel's calls, and what keeps them from it."""
+    cell, trainer = values["cell"], values["trainer"]
+    same = {
+        "task": values["task"],
+        "cell": [cell.get(key) for key in ("name", "hidden_size", "num_layers", "nonlinearity")],
+        "forget_gate": cell.get("forget_gate"),
+        "trainer": [
+            trainer.get(key) for key in ("batch_size", "tbptt_k1", "tbptt_k2", "recompute_segments")
+        ],
+        "parts": [values.get(key) for key in ("bptt_clip", "regularizer", "device", "plugins")],
+    }
+    return json.dumps(same, sort_keys=True)
+
+
+def _why_alone(spec: Experiment, values: Mapping[str, Any]) -> str:
+    """What keeps runs like this one from sharing calls, if anything does; see ``stack._kind``."""
+    trainer, names = spec.trainer, spec.names
+    if values.get("plugins"):
+        return "plugins may draw from the random streams of the whole process"
+    if not spec.cell.recomputes:
+        return f"cell={names['cell']} is run step by step by autograd"
+    if spec.general.device != "cpu":
+        return f"device={spec.general.device}"
+    if trainer.tbptt is not None and trainer.tbptt[1] < spec.task.time_steps:
+        return "trainer.tbptt_k2 is set"
+    if trainer.recompute_segments > 1:
+        return "trainer.recompute_segments is set"
+    if spec.regularizer.needs_gradients:
+        return f"regularizer={names['regularizer']} looks at every step's gradient"
+    return ""
+
+
+def _bytes(spec: Experiment) -> int:
+    """About what the states, gates and gradients of one run take during a step."""
+    rows = spec.task.time_steps * spec.trainer.batch_size
+    return 4 * rows * (spec.task.input_size + 9 * spec.cell.hidden_size * spec.cell.num_layers)
+
+
+class Claims:
+    """The runs that a process may take, and what becomes of those it took.
+
+    Args:
+        signals: Once it says so, no run is begun.
+        sweep: The directory of the sweep.
+        plugins: Modules with parts of the user's own.
+
+    Attributes:
+        elsewhere: Runs that somebody else is training.
+    """
+
+    def __init__(self, signals: Signals, sweep: str, plugins: Sequence[str]) -> None:
+        self._signals, self._sweep, self._plugins = signals, sweep, plugins
+        self._ledger = Ledger(Path(os.environ[OUTCOMES]))
+        self._queue: list[Job] = []
+        self.elsewhere: list[Job] = []
+
+    def offer(self, jobs: Iterable[Job]) -> None:
+        """Jobs to be taken, the first one first."""
+        self._queue = [*reversed([*jobs])]
+
+    def take(self) -> tuple[Job, Works] | None:
+        """The next run that has no outcome yet."""
+        if not self._queue:
+            return None
+        ended = {o.directory for o in self._ledger.outcomes() if o.code is not None}
+        while self._queue and not self._signals():
+            job = self._queue.pop()
+            if job.directory not in ended:
+                job.directory.mkdir(parents=True, exist_ok=True)
+                return job, self._logged(job)
+        return None
+
+    def ended(self, job: Any, result: tuple[int, float] | None, error: Any) -> None:
+        """Notes how a run has ended."""
+        if isinstance(error, InUse):
+            self.elsewhere.append(job)
+            return
+        if result is None:
+            with logging_to(job.directory / LOG):
+                result = ended(error, job.directory, self._plugins)
+        note([Outcome(result[0], job.directory, self._sweep)])
+
+    def _logged(self, job: Job) -> Works:
+        """A run with a log of its own, while others train in the same process."""
+        from rnngrad.stack import ADVANCING
+
+        values, own = dict(job.values), job.directory / LOG
+        with logging_to(own, only=lambda: ADVANCING.get() is job):
+            return (
+                yield from works(
+                    values, job.directory, self._signals, texts=job.texts, stacked=True
+                )
+            )
+
+
+def work(
+    jobs: Sequence[Job], share: Share, sweep: str, plugins: Sequence[str], signals: Signals
+) -> None:
+    """Trains what nobody else does of ``jobs``, until each has an outcome.
+
+    Args:
+        jobs: The whole list.
+        share: Which part of it to begin with.
+        sweep: The directory of the sweep.
+        plugins: Modules with parts of the user's own.
+        signals: Says when to save what is being trained, and leave.
+    """
+    from rnngrad.stack import Stack
+
+    claims = Claims(signals, sweep, plugins)
+    while jobs and not signals():
+        for group in grouped(jobs):
+            claims.offer(share.first(group.jobs))
+            Stack(claims.take, claims.ended, share.room(group)).run()
+        jobs, claims.elsewhere = claims.elsewhere, []
+        if jobs and not signals():
+            time.sleep(POLL)

@@ -1,0 +1,138 @@
+"""Processes that share the runs of a sweep: a core each, and one list of jobs in a file.
+
+``python -m rnngrad.workers`` is one of them. It is told to stop by the end of its standard input,
+which also comes when the process that has started it is no more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import astuple
+from pathlib import Path
+
+from rnngrad.job import FAILED, say
+from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
+from rnngrad.signals import Signals
+from rnngrad.stacking import Share, work
+from rnngrad.sweeps import Job
+
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+"""Of the environment of a process that is one of several, a core each."""
+
+
+def write_jobs(path: Path, jobs: Sequence[Job]) -> None:
+    """The list, as other processes can read it."""
+    parts = [job.hydra for job in jobs]
+    shared = list({id(part): part for part in parts}.values())  # they are few, and large
+    number = {id(part): index for index, part in enumerate(shared)}
+    rows = [
+        [job.number, job.overrides, job.values, str(job.directory), number[id(job.hydra)]]
+        for job in jobs
+    ]
+    path.write_text(json.dumps({"hydra": shared, "jobs": rows}), encoding="utf-8")
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """What ``write_jobs`` has written."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        Job(number, tuple(overrides), values, Path(directory), stored["hydra"][part])
+        for number, overrides, values, directory, part in stored["jobs"]
+    ]
+
+
+def run_processes(
+    jobs: Sequence[Job], shares: Sequence[Share], sweep: str, plugins: Sequence[str]
+) -> int | None:
+    """Trains the jobs in processes of one thread; their outcomes are in the ledger then.
+
+    Args:
+        jobs: To be trained, each in a directory of its own.
+        shares: Of each process.
+        sweep: The directory of the sweep.
+        plugins: Modules with parts of the user's own.
+
+    Returns:
+        The number of the signal that has ended it, if one has.
+    """
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = os.environ | ONE_THREAD | {"PYTHONPATH": path}
+    with tempfile.TemporaryDirectory() as folder, Signals() as signals:
+        listed = Path(folder, "jobs.json")
+        write_jobs(listed, jobs)
+        processes = []
+        for share in shares:
+            arguments = [str(listed), sweep, ",".join(plugins), *map(str, astuple(share))]
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "rnngrad.workers", *arguments],
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C comes to this process, which passes it on
+                )
+            )
+        told = False
+        while any(process.poll() is None for process in processes):
+            if signals() and not told:
+                told = True
+                for process in processes:
+                    _tell(process, signals.number)
+            time.sleep(0.05)
+        if not signals():
+            _note_lost(jobs, sweep, [process.returncode for process in processes])
+        return signals.number
+
+
+def _tell(process: subprocess.Popen[bytes], number: int | None) -> None:
+    assert process.stdin is not None
+    with suppress(OSError):  # it has ended
+        process.stdin.write(str(number).encode())
+        process.stdin.close()
+
+
+def _note_lost(jobs: Sequence[Job], sweep: str, codes: Sequence[int]) -> None:
+    """Runs that no process is left to train, as all of them have died."""
+    outcomes = Ledger(Path(os.environ[OUTCOMES])).outcomes()
+    done = {outcome.directory for outcome in outcomes if outcome.code is not None}
+    lost = [job for job in jobs if job.directory not in done]
+    if lost:
+        say(
+            f"the sweep's processes have ended with {', '.join(map(str, codes))} before "
+            f"{len(lost)} of {len(jobs)} runs were done: the same command goes on"
+        )
+        note(Outcome(FAILED, job.directory, sweep) for job in lost)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """One process; its arguments are those that ``run_processes`` gives."""
+    import torch
+
+    from rnngrad.config import load_plugins
+
+    listed, sweep, plugins, index, of, most, memory = arguments
+    named = [name for name in plugins.split(",") if name]
+    torch.set_num_threads(1)
+    with Signals() as signals:
+        threading.Thread(target=_watch, args=[signals], daemon=True).start()
+        load_plugins({"plugins": named}, ["plugins="])
+        share = Share(int(index), int(of), int(most), float(memory))
+        work(read_jobs(Path(listed)), share, sweep, named, signals)
+
+
+def _watch(signals: Signals) -> None:
+    """Until standard input ends, and then has everything saved and left."""
+    number = os.read(0, 9)  # not through sys.stdin, whose lock a thread at its end would hold
+    signals.stop(int(number) if number.isdigit() else signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
