@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from rnngrad.composition import nothing_to_run
 from rnngrad.explain import explain
+from rnngrad.gate import sweeping
 from rnngrad.job import BAD_INPUT, DIVERGED, DONE, FAILED, IN_USE, attempt, say, train
 from rnngrad.launcher import (
     InUse,
@@ -31,22 +32,16 @@ from rnngrad.launcher import (
     register_run_name,
     stored_texts,
 )
+from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
 from rnngrad.parts import MISSING, InputError, NothingUsable
 from rnngrad.resume import (
     refuse_other_overrides,
     stored_config,
 )
-from rnngrad.runs import LOG, SUMMARY, Run, table
-
-OUTCOMES = "RNNGRAD_OUTCOMES"
-"""Names a file in which each job of a sweep, in whatever process, leaves its exit code.
-
-A line that is whole ends in a semicolon.
-"""
-_UNWRITTEN: list[str] = []
-"""Lines of that file for which there was no room."""
+from rnngrad.runs import LOG, SUMMARY, Run, overview, table
 
 log = logging.getLogger("rnngrad")
+_NULL = ("experiment=null", "engine=null")
 
 
 def main() -> NoReturn:
@@ -67,29 +62,34 @@ def run_command() -> int:
 
 def _command() -> int:
     register_run_name()
-    _UNWRITTEN.clear()
     try:
         if (directory := _resumed()) is not None:
             return resume(directory, sys.argv[1:])
         _arguments()
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            ledger = Path(folder, "outcomes")
-            ledger.touch()
+            path = Path(folder, "outcomes")
+            ledger = Ledger(path)
             # with HYDRA_FULL_ERROR it raises its errors instead of printing six lines and exiting
-            raised = _environment(HYDRA_FULL_ERROR="1", **{OUTCOMES: str(ledger)})
-            with raised, nothing_to_run():
-                version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
-                hydra.main(config_path="pkg://rnngrad.conf", config_name="config", **version)(job)()
-            written = ledger.read_text().split("\n")
-            outcomes = [line.split("\t") for line in [*written, *_UNWRITTEN] if line[-1:] == ";"]
+            raised = _environment(HYDRA_FULL_ERROR="1", **{OUTCOMES: str(path)})
+            try:
+                with raised, nothing_to_run(), sweeping():
+                    version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
+                    app = hydra.main(
+                        config_path="pkg://rnngrad.conf", config_name="config", **version
+                    )
+                    app(job)()
+            except (SystemExit, KeyboardInterrupt) as left:
+                code = left.code if isinstance(left, SystemExit) else 128 + signal.SIGINT
+                if isinstance(code, int) and code > 128:  # interrupted
+                    _conclude(ledger.outcomes())
+                raise
+            return _conclude(ledger.outcomes())
     except SystemExit as exit:
         if isinstance(exit.code, Exception):
             return _refuse(exit.code, sys.argv[1:])
         return BAD_INPUT if exit.code == 1 else exit.code if isinstance(exit.code, int) else DONE
     except Exception as error:  # a job keeps its own: this is Hydra, refusing the command line
         return _refuse(error, sys.argv[1:])
-    sweep = outcomes[0][2] if outcomes else ""  # none ran: --cfg, --info
-    return _conclude([(int(code), Path(path)) for code, path, *_ in outcomes], sweep)
 
 
 def _resumed() -> Path | None:
@@ -126,9 +126,9 @@ def _arguments() -> None:
         if len(override.split("=")[0]) > 255:  # Hydra would look for a file of that name
             raise InputError(f"{override[:60]}...", MISSING, "no such key")
     # argparse, and so Hydra, wants the overrides in one piece: options may stand among them here.
-    # Hydra cannot read the default of `experiment` back
+    # Hydra cannot read a default that is null back
     rest = [argument for argument in sys.argv[1:] if argument not in overrides]
-    sys.argv[1:] = [*(o for o in overrides if o != "experiment=null"), *rest]
+    sys.argv[1:] = [*(o for o in overrides if o not in _NULL), *rest]
 
 
 def job(config: DictConfig) -> float:
@@ -149,12 +149,7 @@ def job(config: DictConfig) -> float:
         return train(values, directory, texts=stored_texts(config))
 
     code, objective = attempt(run, directory, config.get("plugins") or [])
-    line = f"{code}\t{directory}\t{sweep}\t;"
-    try:
-        with open(os.environ[OUTCOMES], "a", encoding="utf-8") as ledger:
-            ledger.write(f"\n{line}")
-    except OSError:  # the temporary directory is full, which is no fault of the run's
-        _UNWRITTEN.append(line)
+    note([Outcome(code, directory, sweep)])
     if code > 128 and settings.mode == RunMode.MULTIRUN:
         raise SystemExit(code)  # who interrupts a run wants the sweep to end
     return objective
@@ -190,7 +185,7 @@ def resume(directory: Path, overrides: list[str]) -> int:
 
     with _logging_to(directory / LOG):
         code, _ = attempt(run, directory, named)
-        return _conclude([(code, directory)], "")
+        return _conclude([Outcome(code, directory, "")])
 
 
 def _given(overrides: list[str]) -> dict[str, Any]:
@@ -247,29 +242,49 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _conclude(outcomes: list[tuple[int, Path]], sweep: str) -> int:
+def _conclude(outcomes: list[Outcome]) -> int:
     """Says how the runs ended; the exit code of the whole command."""
-    if not sweep and outcomes and outcomes[0][0] in (BAD_INPUT, IN_USE):
-        return outcomes[0][0]  # of a run that is as it was, one line is enough
-    finished = [Run(path) for _, path in outcomes if (path / SUMMARY).exists()]
+    if not outcomes:  # none ran: --cfg, --info
+        return DONE
+    sweep = outcomes[0].sweep
+    if not sweep and outcomes[0].code in (BAD_INPUT, IN_USE):
+        return outcomes[0].code  # of a run that is as it was, one line is enough
+    outcomes = [_by_now(outcome) for outcome in outcomes]
+    finished = [Run(path) for _, path, _ in outcomes if (path / SUMMARY).exists()]
     try:
         _tell(finished, sweep)
+        if elsewhere := [o.directory.name for o in outcomes if o.code == IN_USE and sweep]:
+            more = f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else ""
+            say(f"going on elsewhere, and not waited for: {', '.join(elsewhere[:5])}{more}")
+        if waiting := sum(o.code is None for o in outcomes):
+            say(f"{waiting} of {len(outcomes)} runs are yet to be done: the same command goes on")
     except OSError:  # nobody reads, or the disk is full: the runs are as good as they were
         sys.stdout = open(os.devnull, "w")
     except Exception as error:
         log.error(traceback.format_exc())
         say(f"the runs are whole, but cannot be summed up ({type(error).__name__}: {error})")
-    codes = [code for code, _ in outcomes]
-    if len(codes) == 1:
-        return codes[0]
-    return max((c if c in (DONE, DIVERGED) else FAILED for c in codes), default=DONE)
+    if not sweep:
+        return outcomes[0].code or DONE
+    return max((_SEVERITY.get(o.code, FAILED) for o in outcomes), key=_RANK.index)
+
+
+_SEVERITY = {DONE: DONE, DIVERGED: DIVERGED, IN_USE: IN_USE, None: DONE}
+_RANK = [DONE, IN_USE, FAILED, DIVERGED]
+
+
+def _by_now(outcome: Outcome) -> Outcome:
+    """What has become of a run that was going on elsewhere."""
+    if outcome.code != IN_USE or not (outcome.directory / SUMMARY).exists():
+        return outcome
+    status = Run(outcome.directory).summary["status"]
+    return outcome._replace(code={"completed": DONE, "diverged": DIVERGED}.get(status, IN_USE))
 
 
 def _tell(runs: list[Run], sweep: str) -> None:
     """The runs as a table; what is wrong with a single one; TensorBoard's summary of a sweep."""
     if not runs:
         return
-    print(table(runs), flush=True)
+    print(overview(runs) if sweep else table(runs), flush=True)
     if sweep:
         from rnngrad.tracking import summarize
 

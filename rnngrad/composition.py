@@ -36,14 +36,17 @@ def nothing_to_run() -> Iterator[None]:
         InputError: By whoever composes one.
     """
     compose = ConfigLoaderImpl.load_configuration
+    usual: dict[tuple[str, ...], DictConfig] = {}
 
     def checked(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
         config = compose(self, *args, **kwargs)
         sources = {(s.provider, s.path) for s in config.hydra.runtime.config_sources}
         if not sources <= OWN:
-            ours = ConfigLoaderImpl(create_config_search_path("pkg://rnngrad.conf"))
-            typed = [o for o in config.hydra.overrides.hydra if re.match(_TYPED, o)]
-            _refuse_code(config, compose(ours, "config", typed, RunMode.RUN))
+            typed = tuple(o for o in config.hydra.overrides.hydra if re.match(_TYPED, o))
+            if typed not in usual:
+                ours = ConfigLoaderImpl(create_config_search_path("pkg://rnngrad.conf"))
+                usual[typed] = compose(ours, "config", [*typed], RunMode.RUN)
+            _refuse_code(config, usual[typed])
         return config
 
     ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]

@@ -49,7 +49,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 
 
-COMMAND = ("experiment", "plugins", "resume", "strict")
+COMMAND = ("dry_run", "experiment", "plugins", "resume", "strict")
 """Keys that are about the command and not the run."""
 
 
@@ -423,8 +423,9 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     if config.get("resume") is not None:
         allowed = "stands alone on the command line: rnngrad resume=DIR [trainer.steps=N]"
         raise InputError("resume", config["resume"], allowed)
-    if not isinstance(config.get("strict", False), bool):
-        raise InputError("strict", config["strict"], "must be true or false")
+    for key in ("strict", "dry_run"):
+        if not isinstance(config.get(key, False), bool):
+            raise InputError(key, config[key], "must be true or false")
     parts = {group: reg.build(config.get(group)) for group, reg in REGISTRIES.items()}
     trainer = config.get("trainer")
     if not isinstance(trainer, Mapping):

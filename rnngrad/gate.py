@@ -3,31 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf
 
+from rnngrad.dry_run import DryRun
+from rnngrad.frozen import freeze
+from rnngrad.job import DIVERGED, DONE, IN_USE, say
 from rnngrad.launcher import (
+    InUse,
     check_directory,
     check_hydra,
     check_values,
     directory_of,
     overrides_of,
     plain,
+    short,
 )
+from rnngrad.outcomes import Outcome, note
 from rnngrad.parts import MISSING, InputError
-from rnngrad.sweeps import DIRECTORY, compose_jobs
+from rnngrad.progress import Progress
+from rnngrad.runs import FINISHED
+from rnngrad.sweeps import DIRECTORY, Job, compose_jobs
 
 MOST_JOBS = 100_000
 """In a sweep; every one is checked before the first starts."""
+
+
+_sweep = ExitStack()
+"""What holds as long as a sweep goes on."""
+
+
+@contextmanager
+def sweeping() -> Iterator[None]:
+    """Around a command: a sweep launches what has passed the gate, and says how far it is."""
+    try:
+        yield
+    finally:
+        _sweep.close()
 
 
 class Gate(Callback):
@@ -38,34 +64,116 @@ class Gate(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
+        with _leaving():
             values = plain(config)
             check_hydra(config)
             check_values(values, overrides_of(config, "task"))
-            check_directory(directory_of(config, "hydra.run.dir"), values, "hydra.run.dir")
-        except Exception as error:
-            raise SystemExit(error) from error
+            directory = directory_of(config, "hydra.run.dir")
+            status = check_directory(directory, values, "hydra.run.dir")
+            if values.get("dry_run"):
+                dry = DryRun()
+                dry.add(directory, values, status)
+                _tell(dry)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            seen: dict[Path, int] = {}
+        with _leaving():
             loader = GlobalHydra.instance().config_loader()
-            for job in compose_jobs(config, loader, grid(config)):
-                check_directory(job.directory, job.values, DIRECTORY[-1])
-                if job.directory in seen:
-                    raise InputError(
-                        DIRECTORY[-1],
-                        job.directory,
-                        f"is the directory of job {seen[job.directory]} and of job {job.number}; "
-                        "every job needs its own",
-                    )
-                seen[job.directory] = job.number
-        except Exception as error:
-            raise SystemExit(error) from error
+            assert isinstance(loader, ConfigLoaderImpl)
+            freeze(loader)
+            jobs = grid(config)
+            if not jobs and config.get("dry_run"):
+                raise InputError("dry_run", True, "nobody knows what this sweeper will choose")
+            standing, dry = _standing(compose_jobs(config, loader, jobs))
+            if dry is not None:
+                _tell(dry)
+            if standing:
+                self._begin(config, jobs, standing)
+            trials = OmegaConf.select(config, "hydra.sweeper.n_trials")
+            bar = not config.hydra.launcher._target_.endswith("BasicLauncher")
+            _sweep.enter_context(Progress(len(standing) or trials, bar=bar))
+
+    def _begin(
+        self, config: DictConfig, jobs: Sequence[Sequence[str]], standing: Mapping[Path, str]
+    ) -> None:
+        """Says what there is to do, and hands just that on to the launcher."""
+        codes = {"completed": DONE, "diverged": DIVERGED, "running": IN_USE}
+        sweep = str(config.hydra.sweep.dir)
+        note(Outcome(codes.get(status), path, sweep) for path, status in standing.items())
+        counts = Counter("to run" if s not in codes else s for s in standing.values())
+        finished = sum(counts[status] for status in FINISHED)
+        line = f"sweep: {len(standing)} runs, {finished} finished, {counts['to run']} to run"
+        say(line + f", {counts['running']} going on elsewhere" * bool(counts["running"]))
+        sweep_dir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+        if not re.search(r"hydra[.:]job", str(sweep_dir)):  # a job is what its number says
+            jobs = [
+                job
+                for job, status in zip(jobs, standing.values(), strict=True)
+                if status not in codes
+            ]
+        _sweep.enter_context(_launching(jobs, config.hydra.sweeper.max_batch_size))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         # Hydra keeps them to the end of the sweep: a quarter of a megabyte a job
         job_return.cfg = job_return.hydra_cfg = None
+
+
+@contextmanager
+def _leaving() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise SystemExit(error) from error
+
+
+def _tell(dry: DryRun) -> NoReturn:
+    print(dry.text(), flush=True)
+    raise SystemExit(DONE)
+
+
+def _standing(jobs: Iterable[Job]) -> tuple[dict[Path, str], DryRun | None]:
+    """How far each job is in its directory, and what a dry run has to tell."""
+    standing: dict[Path, str] = {}
+    numbers: dict[Path, int] = {}
+    dry = None
+    for job in jobs:
+        if job.directory in numbers:
+            raise InputError(
+                DIRECTORY[-1],
+                short(job.directory),
+                f"is the directory of job {numbers[job.directory]} and of job {job.number}; "
+                "every job needs its own",
+            )
+        numbers[job.directory] = job.number
+        try:
+            status = check_directory(job.directory, job.values, DIRECTORY[-1])
+        except InUse:  # it is left to whom it belongs
+            status = "running"
+        standing[job.directory] = status
+        if job.values.get("dry_run"):
+            dry = dry or DryRun()
+            dry.add(job.directory, job.values, status)
+    return standing, dry
+
+
+@contextmanager
+def _launching(jobs: Sequence[Sequence[str]], size: int | None) -> Iterator[None]:
+    """Inside, a grid sweep launches these jobs, and composes none to see whether it can be."""
+    sweeper = _grid_sweeper()
+    before = sweeper.split_arguments, sweeper.validate_batch_is_legal
+    given = [*sweeper.split_overrides_to_chunks([[*job] for job in jobs], size)] if jobs else []
+    sweeper.split_arguments = staticmethod(lambda *_: given)
+    sweeper.validate_batch_is_legal = lambda *_: None
+    try:
+        yield
+    finally:
+        sweeper.split_arguments = staticmethod(before[0])
+        sweeper.validate_batch_is_legal = before[1]
+
+
+def _grid_sweeper() -> Any:
+    """Hydra's ``BasicSweeper``, of which an import would give another copy."""
+    (sweeper,) = (c for c in Plugins.instance().discover(Sweeper) if c.__name__ == "BasicSweeper")
+    return sweeper
 
 
 def grid(config: DictConfig) -> Sequence[Sequence[str]]:
@@ -85,8 +193,8 @@ def grid(config: DictConfig) -> Sequence[Sequence[str]]:
         raise InputError("-m", MISSING, "the sweep is empty: one of its keys has no value")
     if math.prod(counts) > MOST_JOBS:
         raise InputError("-m", MISSING, f"the sweep has more than {MOST_JOBS:,} runs")
-    (jobs,) = BasicSweeper.split_arguments(parsed, None)
-    return jobs
+    (jobs,) = _grid_sweeper().split_arguments(parsed, None)
+    return list(jobs)
 
 
 def _count(override: Override) -> int:

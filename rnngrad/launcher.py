@@ -15,12 +15,25 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rnngrad.parts import MISSING, InputError
-from rnngrad.runs import CONFIG, LOCK, LOG, read_config, refuse_odd_files
+from rnngrad.runs import (
+    CONFIG,
+    FINISHED,
+    LOCK,
+    LOG,
+    SUMMARY,
+    read_config,
+    read_summary,
+    refuse_odd_files,
+)
 from rnngrad.stored import Unreadable, opened
 from rnngrad.written import naming, replace, without_links
 
 if TYPE_CHECKING:
     from rnngrad.config import Experiment
+
+
+NOT_OF_THE_RUN = {"resume", "strict", "dry_run"}
+"""Keys in which two commands for the same run may differ."""
 
 
 class InUse(Exception):
@@ -60,8 +73,11 @@ def directory_of(config: DictConfig, *keys: str) -> Path:
     return directory.absolute()
 
 
-def check_directory(directory: Path, values: Mapping[str, Any], key: str) -> None:
-    """Checks that a directory is free for a run.
+def check_directory(directory: Path, values: Mapping[str, Any], key: str) -> str:
+    """Checks that a directory is free for a run; says how far the run is there.
+
+    Returns:
+        Its status; ``new`` if it has not been started.
 
     Raises:
         InputError: It belongs to something else.
@@ -73,6 +89,21 @@ def check_directory(directory: Path, values: Mapping[str, Any], key: str) -> Non
     except Unreadable as error:
         raise InputError(key, directory, str(error)) from None
     refuse_foreign(directory, values, key)
+    status = _status(directory)
+    if status not in FINISHED and (directory / LOCK).exists():
+        with lock_directory(directory):
+            pass
+    return status
+
+
+def _status(directory: Path) -> str:
+    try:
+        status = read_summary(directory / SUMMARY)["status"]
+    except FileNotFoundError:
+        return "new"
+    except (OSError, ValueError):
+        return "interrupted"  # in the middle of something
+    return "interrupted" if status in (None, "running") else str(status)
 
 
 def check_hydra(config: DictConfig) -> None:
@@ -95,7 +126,7 @@ def check_hydra(config: DictConfig) -> None:
 
 
 def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None:
-    """Lets a run have a directory that is new, empty, or already its own and not in use."""
+    """Lets a run have a directory that is new, empty, or already its own."""
     if not directory.exists():
         return
     stored = directory / CONFIG
@@ -105,9 +136,6 @@ def refuse_foreign(directory: Path, values: Mapping[str, Any], key: str) -> None
     ):
         raise InputError(key, directory, "exists and is not a run; name a new or empty directory")
     refuse_other_run(directory, values, key)
-    if (directory / LOCK).exists():
-        with lock_directory(directory):
-            pass
 
 
 def refuse_other_run(directory: Path, values: Mapping[str, Any], key: str) -> None:
@@ -123,7 +151,7 @@ def refuse_other_run(directory: Path, values: Mapping[str, Any], key: str) -> No
     except (OSError, ValueError):
         raise InputError(key, directory, f"its {CONFIG} cannot be read") from None
     here = _flat(values)
-    for name in sorted((there.keys() | here.keys()) - {"resume", "strict"}):
+    for name in sorted((there.keys() | here.keys()) - NOT_OF_THE_RUN):
         if there.get(name) != here.get(name):
             longer = f", or go on: rnngrad resume=DIR {name}=N" if name == "trainer.steps" else ""
             raise InputError(

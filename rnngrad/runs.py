@@ -52,6 +52,9 @@ CHECKPOINTS = "checkpoint"
 WRITTEN = (METRICS, SUMMARY, BPTT, BPTT_LAYOUT, MEASURES, MEASURES_LAYOUT, UPDATES, CHECKPOINTS)
 """In a run's directory, beside what is hidden, logs and TensorBoard's files."""
 
+FINISHED = ("completed", "diverged")
+"""Of a run's statuses, those in which there is nothing left to do."""
+
 COLUMNS = (
     "step",
     "loss",
@@ -523,6 +526,42 @@ def typed(value: Any) -> str:
     return (
         "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )
+
+
+MOST_ROWS = 40
+"""Of a table of runs; of more runs those are shown that one asks about first."""
+_WRONG, _BEST, _SAMPLE = 20, 10, 200
+
+
+def overview(runs: Sequence[Run]) -> str:
+    """How the runs of a sweep ended, and which is the best.
+
+    A line a run for up to 40; of more runs their numbers by status, up to 20 that have failed or
+    diverged, and the 10 with the least evaluation loss.
+    """
+    summaries = [(run, run.summary) for run in runs]
+    done = [(run, s["eval_loss"]) for run, s in summaries if s["status"] == "completed"]
+    ranked = sorted(((r, loss) for r, loss in done if loss is not None), key=lambda item: item[1])
+    sample = [*runs][:: max(1, len(runs) // _SAMPLE)]
+    shown = [*runs]
+    lines = []
+    if len(runs) > MOST_ROWS:
+        wrong = [run for run, s in summaries if s["status"] in ("failed", "diverged")]
+        statuses = [str(s["status"]) for _, s in summaries]
+        counts = {status: statuses.count(status) for status in sorted({*statuses})}
+        shown = [*wrong[:_WRONG], *(run for run, _ in ranked[:_BEST])]
+        said = ", ".join(f"{count} {status}" for status, count in counts.items())
+        lines.append(f"{len(runs)} runs: {printable(said)}")
+        if len(wrong) > _WRONG:
+            lines.append(f"the first {_WRONG} that failed or diverged, and the {_BEST} best:")
+    if shown:
+        lines.append(table(shown))
+    if ranked:
+        best, loss = ranked[0]
+        (different,) = differences([best, *sample])[:1]
+        name = printable(" ".join([best.path.name, different]).strip())
+        lines.append(f"best: {name}, eval loss {_number(loss)}")
+    return "\n".join(lines)
 
 
 def table(runs: Iterable[Run]) -> str:

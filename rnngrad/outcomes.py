@@ -1,0 +1,72 @@
+"""How the jobs of a command ended, in whatever process: a ledger in one file.
+
+A line is an exit code, the run's directory and the sweep's; ``-`` in place of the code says that
+the job is yet to be done. A line that is whole ends in a semicolon, and a run's last code
+counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+OUTCOMES = "RNNGRAD_OUTCOMES"
+"""Names the file, in this process and in those that it starts."""
+_UNWRITTEN: list[str] = []
+"""Lines for which there was no room."""
+
+
+class Outcome(NamedTuple):
+    """Of one job; ``code`` is ``None`` as long as it is not done."""
+
+    code: int | None
+    directory: Path
+    sweep: str
+
+
+def note(outcomes: Iterable[Outcome]) -> None:
+    """Writes them down, or keeps them in mind if there is no room."""
+    lines = [
+        f"{'-' if code is None else code}\t{directory}\t{sweep}\t;"
+        for code, directory, sweep in outcomes
+    ]
+    try:
+        with open(os.environ[OUTCOMES], "a", encoding="utf-8") as file:
+            file.write("".join(f"\n{line}" for line in lines) + "\n")
+    except OSError:  # the temporary directory is full, which is no fault of the run's
+        _UNWRITTEN.extend(lines)
+
+
+class Ledger:
+    """Reads what has been noted, as far as it has.
+
+    Args:
+        path: Of the file, which need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+        self._outcomes: dict[Path, Outcome] = {}
+        _UNWRITTEN.clear()
+
+    def outcomes(self) -> list[Outcome]:
+        """One of each job, in the order of the sweep."""
+        lines: list[str] = []
+        if self._path.exists():
+            with open(self._path, "rb") as file:
+                file.seek(self._read)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._read += len(whole)
+            lines = whole.decode().split("\n")
+        for line in [*lines, *_UNWRITTEN]:
+            code, *rest = line.split("\t")
+            if line.endswith(";") and len(rest) == 3:
+                outcome = Outcome(None if code == "-" else int(code), Path(rest[0]), rest[1])
+                if outcome.code is None:
+                    self._outcomes.setdefault(outcome.directory, outcome)
+                else:
+                    self._outcomes[outcome.directory] = outcome
+        return [*self._outcomes.values()]
