@@ -18,7 +18,7 @@ def freeze(loader: ConfigLoaderImpl) -> None:
     jobs than the one that was checked.
     """
     if not isinstance(loader.repository, Frozen):
-        loader.repository = Frozen(loader.repository, {})
+        loader.repository = Frozen(loader.repository, {})  # type: ignore[assignment]
 
 
 class Frozen(IConfigRepository):

@@ -109,7 +109,8 @@ class Part:
     """A frozen dataclass whose fields are checked, and numbers converted, when it is made."""
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        kind: Any = type(self)  # mypy has no hash for it
+        hints = _hints(kind)
         for field in fields(self):
             value = getattr(self, field.name)
             try:
