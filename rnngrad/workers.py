@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from rnngrad.job import FAILED, say
@@ -81,14 +81,18 @@ def run_processes(
                 )
             )
         told = False
+        if hasattr(signal, "SIGUSR2"):  # a cluster's time is nearly up
+            before = signal.signal(signal.SIGUSR2, lambda *_: signals.stop(signal.SIGTERM))
         while any(process.poll() is None for process in processes):
             if signals() and not told:
                 told = True
                 for process in processes:
                     _tell(process, signals.number)
             time.sleep(0.05)
+        signal.signal(signal.SIGUSR2, before)
         if not signals():
-            _note_lost(jobs, sweep, [process.returncode for process in processes])
+            codes = ", ".join(str(process.returncode) for process in processes)
+            note_lost(jobs, sweep, f"processes (with {codes})")
         return signals.number
 
 
@@ -99,17 +103,35 @@ def _tell(process: subprocess.Popen[bytes], number: int | None) -> None:
         process.stdin.close()
 
 
-def _note_lost(jobs: Sequence[Job], sweep: str, codes: Sequence[int]) -> None:
-    """Runs that no process is left to train, as all of them have died."""
+def note_lost(jobs: Sequence[Job], sweep: str, who: str) -> None:
+    """Notes as failed the jobs that have no outcome after all who trained them have ended."""
     outcomes = Ledger(Path(os.environ[OUTCOMES])).outcomes()
     done = {outcome.directory for outcome in outcomes if outcome.code is not None}
     lost = [job for job in jobs if job.directory not in done]
     if lost:
         say(
-            f"the sweep's processes have ended with {', '.join(map(str, codes))} before "
-            f"{len(lost)} of {len(jobs)} runs were done: the same command goes on"
+            f"the sweep's {who} have ended before {len(lost)} of {len(jobs)} runs were done: the "
+            "same command goes on"
         )
         note(Outcome(FAILED, job.directory, sweep) for job in lost)
+
+
+def run_task(folder: str, sweep: str, plugins: Sequence[str], share: Share) -> None:
+    """One task of a cluster: as many processes as it was given cores.
+
+    Args:
+        folder: Has the list of jobs, and gets the outcomes.
+        sweep: The directory of the sweep.
+        plugins: Modules with parts of the user's own.
+        share: Of the task.
+    """
+    os.environ[OUTCOMES] = str(Path(folder, "outcomes"))
+    cores = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    shares = [
+        replace(share, index=share.index * cores + core, of=share.of * cores)
+        for core in range(cores)
+    ]
+    run_processes(read_jobs(Path(folder, "jobs.json")), shares, sweep, plugins)
 
 
 def main(arguments: Sequence[str]) -> None:

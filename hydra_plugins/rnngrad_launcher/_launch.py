@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
+from hydra_plugins.rnngrad_launcher._slurm import run_array
 from rnngrad.job import objective_of, say
 from rnngrad.parts import COUNT, InputError
 from rnngrad.stacking import Share, grouped, said
@@ -35,6 +38,39 @@ def check(**settings: object) -> None:
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def on_slurm(
+    *,
+    tasks: int,
+    cpus_per_task: int,
+    timeout_min: int,
+    partition: str | None,
+    cluster: str,
+    additional: Mapping[str, Any],
+    max_stack: int,
+    memory_mib: float,
+) -> tuple[list[Share], Run]:
+    """The shares of an array's tasks, and who runs it; parameters are ``SlurmLauncher``'s."""
+    check(
+        tasks=tasks,
+        cpus_per_task=cpus_per_task,
+        timeout_min=timeout_min,
+        max_stack=max_stack,
+        memory_mib=memory_mib,
+    )
+    if cluster not in ("slurm", "local"):
+        raise InputError("hydra.launcher.cluster", cluster, "must be one of slurm, local")
+    settings = {"name": "rnngrad", "timeout_min": timeout_min, "cpus_per_task": cpus_per_task}
+    if cluster == "slurm":
+        settings |= {
+            # from Slurm 22.05 on a step does not get what its job was given
+            "slurm_srun_args": [f"--cpus-per-task={cpus_per_task}"],
+            "slurm_additional_parameters": dict(additional),
+            "slurm_partition": partition,
+        }
+    run = partial(run_array, cluster=cluster, settings=settings)
+    return shares(tasks, max_stack, memory_mib), run
 
 
 def launch(

@@ -1,4 +1,4 @@
-"""``hydra/launcher=stacked``: a sweep's runs as stacks, in a process for each core.
+"""``hydra/launcher=stacked`` and ``slurm``: a sweep's runs as stacks, a process for each core.
 
 Every Hydra application in the environment imports this file as it starts, so that it must not
 import what takes time. It does so without giving the module a place in ``sys.modules``, which
@@ -6,7 +6,7 @@ dataclasses with annotations that are texts need.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -26,7 +26,23 @@ class Stacked:
     memory_mib: Any = 512
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="stacked", node=Stacked)
+@dataclass
+class Slurm:
+    """Settings of ``hydra/launcher=slurm``; see docs/sweeps.md."""
+
+    _target_: str = "hydra_plugins.rnngrad_launcher.launchers.SlurmLauncher"
+    tasks: Any = 2
+    cpus_per_task: Any = 1
+    timeout_min: Any = 240
+    partition: Any = None
+    cluster: Any = "slurm"
+    additional: Any = field(default_factory=dict)
+    max_stack: Any = 64
+    memory_mib: Any = 512
+
+
+for _name, _node in (("stacked", Stacked), ("slurm", Slurm)):
+    ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node)
 
 
 class StackedLauncher(Launcher):
@@ -56,3 +72,35 @@ class StackedLauncher(Launcher):
         shares = _launch.shares(count, self.max_stack, self.memory_mib)
         loader = self.context.config_loader
         return _launch.launch(self.config, loader, job_overrides, initial_job_idx, shares)
+
+
+class SlurmLauncher(Launcher):
+    """Trains stacks in the tasks of an array job, which share one list of runs.
+
+    Args:
+        tasks: Of the array.
+        cpus_per_task: Cores, and so processes, of each.
+        timeout_min: Minutes, at the end of which a task saves its runs and leaves.
+        partition: Of the cluster; ``null`` for its default.
+        cluster: ``slurm``; ``local`` tries the same on this machine.
+        additional: More options of ``sbatch``, by name.
+        max_stack: Runs that a process trains at a time, at most.
+        memory_mib: MiB that the states and gates of these may take.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.context, self.config = hydra_context, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        from hydra_plugins.rnngrad_launcher import _launch
+
+        loader = self.context.config_loader
+        shares, run = _launch.on_slurm(**self.settings)
+        return _launch.launch(self.config, loader, job_overrides, initial_job_idx, shares, run)
