@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from rnngrad.parts import MISSING, InputError, NothingUsable
+from rnngrad.stored import DEPTH_LIMIT, Pairs, json_tree, one_line, unique
 
 FORMAT = 1
 TENSORS = "tensors.safetensors"
@@ -45,8 +46,6 @@ STATE_LIMIT = 4 * 2**20
 """Its lists may take twenty times as much in memory."""
 HEADER_LIMIT = 2**20
 """Bytes of safetensors' own header: names, shapes, offsets; some 100 a tensor."""
-DEPTH_LIMIT = 64
-"""Levels of nested lists and mappings in ``state.json``."""
 
 DTYPES = frozenset(
     (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -225,23 +224,23 @@ def load(directory: Path, step: int | None = None, *, before: int | None = None)
     try:
         there = _entries(directory)
     except OSError as error:
-        raise NothingUsable(_one_line(f"{directory}: {error.strerror}")) from None
+        raise NothingUsable(one_line(f"{directory}: {error.strerror}")) from None
     there = [entry for entry in there if before is None or entry.step < before]
     if not there:
-        raise NothingUsable(_one_line(f"{directory}: no checkpoint in it"))
+        raise NothingUsable(one_line(f"{directory}: no checkpoint in it"))
     wanted = there if step is None else [entry for entry in there if entry.step == step][:1]
     if not wanted:
         steps = sorted({entry.step for entry in there})
         listed = ", ".join(map(str, steps[-10:]))
         listed = f"the last of {len(steps)} are {listed}" if steps[10:] else f"there are {listed}"
-        raise NothingUsable(_one_line(f"{directory}: no checkpoint of step {step}; {listed}"))
+        raise NothingUsable(one_line(f"{directory}: no checkpoint of step {step}; {listed}"))
     skipped: list[str] = []
     for entry in wanted:
         path = directory / entry.name
         try:
             tensors, values = _verified(path, entry.step)
         except _Unusable as error:
-            skipped.append(_one_line(str(error)))
+            skipped.append(one_line(str(error)))
         else:
             return Loaded(entry.step, tensors, values, path, skipped)
     raise NothingUsable("no usable checkpoint: " + "; ".join(skipped))
@@ -467,9 +466,9 @@ def _plain(value: Any, key: str, depth: int) -> Any:
     raise InputError(key, MISSING, f"is a {kind}, which would not come back as one")
 
 
-def _tagged(pairs: list[tuple[str, Any]]) -> Any:
+def _tagged(pairs: Pairs) -> Any:
     """An object of state.json: a mapping, or the number that a tag stands for."""
-    tree = _unique(pairs)
+    tree = unique(pairs)
     if len(tree) == 1:
         ((name, text),) = tree.items()
         if name == "$float" and isinstance(text, str) and re.fullmatch("[0-9a-f]{16}", text):
@@ -482,39 +481,11 @@ def _tagged(pairs: list[tuple[str, Any]]) -> Any:
     return {name.removeprefix("$") if name[:1] == "$" else name: tree[name] for name in tree}
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        raise ValueError("a key is there twice")
-    return tree
-
-
-def _parse(path: Path, data: bytes, pairs: Any = _unique) -> Any:
-    """Strict JSON: no key twice, no ``NaN``, no number that Python would round to infinity."""
-
-    def integer(text: str) -> int:
-        if len(text) > _INT_BITS:
-            raise ValueError("an integer is too long")
-        return int(text)
-
-    def number(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            raise ValueError("a number is not finite")
-        return value
-
+def _parse(path: Path, data: bytes, mapping: Callable[[Pairs], Any] = unique) -> Any:
     try:
-        return json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=pairs,
-            parse_int=integer,
-            parse_float=number,
-            parse_constant=number,
-        )
-    except RecursionError:
-        raise _Unusable(f"{path}: is nested too deeply") from None
+        return json_tree(data, mapping)
     except ValueError as error:
-        raise _Unusable(f"{path}: is not the JSON that is expected here ({error})") from None
+        raise _Unusable(f"{path}: {error}") from None
 
 
 # Files and folders
@@ -574,7 +545,7 @@ def _write(
     try:
         _purge(directory, entry, keep)
     except (OSError, _Unreadable) as error:
-        log.warning("older checkpoints not removed: %s", _one_line(str(error)))
+        log.warning("older checkpoints not removed: %s", one_line(str(error)))
     return path
 
 
@@ -625,7 +596,7 @@ def _remove_or_log(path: Path) -> None:
     try:
         _remove(path)
     except OSError as error:
-        log.warning("checkpoint not removed: %s", _one_line(str(error)))
+        log.warning("checkpoint not removed: %s", one_line(str(error)))
 
 
 def _remove(path: Path) -> None:

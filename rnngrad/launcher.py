@@ -25,7 +25,7 @@ from rnngrad.runs import (
     read_summary,
     refuse_odd_files,
 )
-from rnngrad.stored import Unreadable, opened
+from rnngrad.stored import Unreadable, flat, opened
 from rnngrad.written import naming, replace, without_links
 
 if TYPE_CHECKING:
@@ -147,10 +147,10 @@ def refuse_other_run(directory: Path, values: Mapping[str, Any], key: str) -> No
     if not stored.exists():
         return
     try:
-        there = _flat(read_config(stored))
+        there = flat(read_config(stored))
     except (OSError, ValueError):
         raise InputError(key, directory, f"its {CONFIG} cannot be read") from None
-    here = _flat(values)
+    here = flat(values)
     for name in sorted((there.keys() | here.keys()) - NOT_OF_THE_RUN):
         if there.get(name) != here.get(name):
             longer = f", or go on: rnngrad resume=DIR {name}=N" if name == "trainer.steps" else ""
@@ -257,13 +257,3 @@ def register_run_name() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # OmegaConf 2.4 is about to rename the function
         OmegaConf.register_new_resolver("rnngrad.run_name", run_name, replace=True)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

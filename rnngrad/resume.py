@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnngrad.parts import InputError, NothingUsable
-from rnngrad.runs import CHECKPOINTS, CONFIG, find_runs, read_config, refuse_odd_files
+from rnngrad.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    MOST_STEPS,
+    find_runs,
+    read_config,
+    refuse_odd_files,
+)
+from rnngrad.stored import flat
 
 if TYPE_CHECKING:
     from rnngrad.checkpoint import Loaded
@@ -97,7 +105,7 @@ def checkpoint_of(
 
 def _steps(loaded: Loaded) -> Any:
     """Updates at most, as they were when a checkpoint was saved."""
-    return _flat(loaded.values.get("settings")).get("trainer.steps")
+    return flat(loaded.values.get("settings")).get("trainer.steps")
 
 
 def _is_shorter_end(loaded: Loaded, trainer: Mapping[str, Any]) -> bool:
@@ -113,7 +121,7 @@ def _check_settings(loaded: Loaded, settings: Mapping[str, Any]) -> None:
     Raises:
         NothingUsable: The first key in which they differ.
     """
-    there, here = _flat(loaded.values.get("settings")), _flat(settings)
+    there, here = flat(loaded.values.get("settings")), flat(settings)
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key) and key != "trainer.steps":
             raise NothingUsable(
@@ -179,7 +187,7 @@ def refuse_other_overrides(
     Raises:
         InputError: The first key that has another value, or that the run does not have.
     """
-    flat = _flat(config)
+    own = flat(config)
     for key, value in overrides.items():
         name = f"{key}.name" if f"{key}.name" in flat else key
         if name not in flat:
@@ -197,16 +205,6 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON gives them back: with lists in place of tuples."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
     return plain
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = _flat(value, f"{prefix}{key}.")
-        flat |= inner if inner else {f"{prefix}{key}": value}
-    return flat
 
 
 def _shown(value: Any) -> str:

@@ -19,6 +19,7 @@ from rnngrad.stored import (
     Unreadable,
     array_of,
     is_odd,
+    flat,
     json_mapping,
     lines_of,
     printable,
@@ -328,7 +329,7 @@ def read_config(path: Path) -> dict[str, Any]:
         OSError: It is not there, or the system will not let us.
     """
     config = yaml_mapping(path)
-    for key, value in _flat(config).items():
+    for key, value in flat(config, levels=2).items():
         group, _, inner = key.rpartition(".")
         if group and inner == "name" and not isinstance(value, str):
             raise Unreadable(path, f"{key} is {shown(value)}, not a text")
@@ -508,17 +509,9 @@ def _part_of(key: str, settings: dict[str, Any]) -> Any:
 def settings(run: Run) -> dict[str, Any]:
     """A run's configuration, one level deep; nothing if there is none."""
     try:
-        return _flat(run.config)
+        return flat(run.config, levels=2)
     except OSError:
         return {}
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else None
-        flat |= {key: value} if inner is None else inner
-    return flat
 
 
 def typed(value: Any) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +48,23 @@ def shown(value: Any) -> str:
     """A stored value, short enough for a line."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def flat(tree: Any, levels: int = DEPTH_LIMIT) -> dict[str, Any]:
+    """What nested mappings hold, by keys with dots; nothing, if it is no mapping.
+
+    >>> flat({"seed": 0, "clip": {"name": "norm"}, "empty": {}})
+    {'seed': 0, 'clip.name': 'norm', 'empty': {}}
+
+    Args:
+        tree: The mappings.
+        levels: What is nested more deeply stays as it is.
+    """
+    values: dict[str, Any] = {}
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        inner = flat(value, levels - 1) if levels > 1 else {}
+        values |= {f"{key}.{name}": item for name, item in inner.items()} or {f"{key}": value}
+    return values
 
 
 def opened(path: Path, limit: int) -> IO[bytes]:
@@ -145,12 +162,30 @@ def text_of(path: Path) -> str:
         raise Unreadable(path, f"byte {error.start} is not UTF-8") from None
 
 
-def json_mapping(path: Path) -> dict[str, Any]:
-    """A file's JSON object: no key twice, no ``NaN``, no number that would become infinite.
+Pairs = list[tuple[str, Any]]
+
+
+def unique(pairs: Pairs) -> dict[str, Any]:
+    """A mapping of keys and values, as ``json_tree`` has them.
 
     Raises:
-        Unreadable: It is something else.
-        OSError: It is not there, or the system will not let us.
+        ValueError: A key is there twice.
+    """
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        raise ValueError("a key is there twice")
+    return tree
+
+
+def json_tree(text: str | bytes, mapping: Callable[[Pairs], Any] = unique) -> Any:
+    """What strict JSON says: no key twice, no ``NaN``, no number that would become infinite.
+
+    Args:
+        text: The JSON; bytes are UTF-8.
+        mapping: Makes of an object's keys and values what stands for it, or raises ValueError.
+
+    Raises:
+        ValueError: It is something else.
     """
 
     def number(text: str) -> float:
@@ -164,24 +199,33 @@ def json_mapping(path: Path) -> dict[str, Any]:
             raise ValueError("an integer is too long")
         return int(text)
 
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key is there twice")
-        return dict(pairs)
-
-    text = text_of(path)
     try:
-        tree = json.loads(
-            text,
+        return json.loads(
+            text if isinstance(text, str) else text.decode(),
             object_pairs_hook=mapping,
             parse_int=integer,
             parse_float=number,
             parse_constant=number,
         )
     except RecursionError:
-        raise Unreadable(path, "is nested too deeply") from None
+        raise ValueError("is nested too deeply") from None
     except ValueError as error:
-        raise Unreadable(path, f"is not the JSON that is expected here ({error})") from None
+        raise ValueError(f"is not the JSON that is expected here ({error})") from None
+
+
+def json_mapping(path: Path) -> dict[str, Any]:
+    """A file's JSON object, as ``json_tree`` reads it.
+
+    Raises:
+        Unreadable: It is something else.
+        OSError: It is not there, or the system will not let us.
+    """
+    try:
+        tree = json_tree(text_of(path))
+    except Unreadable:
+        raise
+    except ValueError as error:
+        raise Unreadable(path, str(error)) from None
     return _mapping(path, tree)
 
 
