@@ -54,6 +54,9 @@ DTYPES = frozenset(
 )
 """What safetensors gives back as it got it; some others it writes and cannot read."""
 
+_NAMED = 3
+"""So many checkpoints that cannot be used have room in one line."""
+
 log = logging.getLogger(__name__)
 
 
@@ -243,7 +246,7 @@ def load(directory: Path, step: int | None = None, *, before: int | None = None)
             skipped.append(one_line(str(error)))
         else:
             return Loaded(entry.step, tensors, values, path, skipped)
-    raise NothingUsable("no usable checkpoint: " + "; ".join(skipped))
+    raise NothingUsable("no usable checkpoint: " + _listed(directory, skipped))
 
 
 def best_step(directory: Path) -> int | None:
@@ -689,7 +692,9 @@ def _check_keep(keep: int) -> None:
         raise InputError("keep", keep, "must be an integer >= 2, or 0 to keep all")
 
 
-def _one_line(text: str) -> str:
-    """Without line breaks and what a terminal would obey, which a stored name may have."""
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return text if len(text) <= 1000 else text[:997] + "..."
+def _listed(directory: Path, reasons: list[str]) -> str:
+    """Why each was passed over, the newest first; of many, how many they are, and why some were."""
+    if len(reasons) <= _NAMED:
+        return "; ".join(reasons)
+    newest = "; ".join(reason.removeprefix(f"{directory}/") for reason in reasons[:_NAMED])
+    return f"none of the {len(reasons)} in {directory}, of which the newest: {newest}"

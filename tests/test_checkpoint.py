@@ -33,6 +33,7 @@ from rnngrad.checkpoint import (
     save,
 )
 from rnngrad.parts import InputError, NothingUsable
+from rnngrad.stored import one_line
 from tests.faults import (
     Faults,
     PowerCut,
@@ -554,6 +555,17 @@ def test_where_all_are_broken_each_is_named_and_nothing_is_removed(tmp_path: Pat
     assert f"{paths[1] / TENSORS}: its sha256 is not the one in MANIFEST.json" in text
     assert f"{paths[2] / MANIFEST}: is not the JSON that is expected here" in text
     assert sorted(tmp_path.glob("**/*")) == before
+
+
+def test_of_a_hundred_that_are_broken_the_line_says_how_many_and_names_the_newest(
+    tmp_path: Path,
+) -> None:
+    for path in saved(tmp_path, *range(1, 101), keep=0):
+        (path / STATE).unlink()
+    text = why(tmp_path)
+    assert text == one_line(text)  # so that nothing of it is cut off
+    newest = "; ".join(f"step-{step:09}/{STATE}: is missing" for step in (100, 99, 98))
+    assert text.endswith(f"none of the 100 in {tmp_path}, of which the newest: {newest}")
 
 
 def test_a_directory_without_checkpoints_says_what_is_the_matter(tmp_path: Path) -> None:
