@@ -103,7 +103,8 @@ def save(
         values: What JSON knows, and numbers that are not finite, and integers of any size.
         keep: So many of the last are kept, at least 2 so that one may turn out to be broken; 0
             keeps all.
-        best: It is the best so far, and stays until a later one is.
+        best: It is the best so far, and stays until a later one that is has become old itself: what
+            is among the last may yet be taken back by ``rewind``.
 
     Returns:
         The checkpoint's folder.
@@ -553,7 +554,7 @@ def _write(
 
 
 def _purge(directory: Path, saved: _Entry, keep: int) -> None:
-    """Removes what is neither among the last ``keep`` nor the best.
+    """Removes what is neither among the last ``keep`` nor the best before them.
 
     A checkpoint that lacks a file, or part of one, does not count; an error in looking leaves all.
     """
@@ -566,8 +567,8 @@ def _purge(directory: Path, saved: _Entry, keep: int) -> None:
         replaced = entry.step in counted
         stays = not replaced and (keep == 0 or len(counted) < keep)
         if manifest is not None and not replaced:
-            stays |= manifest.best and not best
-            best |= manifest.best
+            if manifest.best and not stays and not best:
+                stays = best = True
             counted.add(entry.step)
         if not stays:
             _remove_or_log(directory / entry.name)

@@ -288,7 +288,7 @@ def test_the_best_stays_until_a_later_one_is_better(tmp_path: Path) -> None:
     saved(tmp_path, 4, 5, 6)
     assert (steps(tmp_path), best_step(tmp_path)) == ([3, 5, 6], 3)
     saved(tmp_path, 7, best=True)
-    assert (steps(tmp_path), best_step(tmp_path)) == ([6, 7], 7)
+    assert (steps(tmp_path), best_step(tmp_path)) == ([3, 6, 7], 7)  # 7 may yet be taken back
     saved(tmp_path, 8, 9)
     assert (steps(tmp_path), best_step(tmp_path)) == ([7, 8, 9], 7)
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnngrad.cells import CELLS, CellPart, RNNCell
-from rnngrad.checkpoint import Loaded, _encode
+from rnngrad.checkpoint import Loaded, _encode, best_step
 from rnngrad.clipping import CLIPS, Clip, Gradient, Outcome
 from rnngrad.config import experiment
 from rnngrad.parts import NothingUsable
@@ -506,6 +506,20 @@ def test_without_its_summary_a_run_that_was_made_longer_still_knows_how_long_it_
         summary.unlink() if text is None else summary.write_text(text)
         assert command(values, tmp_path / "run")[0] == 0
         assert differences(whole, everything(tmp_path / "run")) == []
+
+def test_an_evaluation_at_the_old_end_does_not_take_the_best_one_before_with_it(
+    tmp_path: Path,
+) -> None:
+    """Evaluated at 5, 10 and the end, each time better; in a run of 14 not at 12."""
+    own = {"trainer.checkpoint_every": "2h", "trainer.checkpoint_keep": 2, "task": "cliff"}
+    own |= {"task.length": 2, "cell.nonlinearity": "sigmoid", "cell.hidden_size": 1}
+    own |= {"optim.lr": 0.05}
+    values = composed(LONGER | own | {"trainer.steps": 12})
+    command(values, tmp_path / "run")
+    assert best_step(tmp_path / "run" / "checkpoint") == 12
+    command(values, tmp_path / "run", 1, again=True, steps=14)
+    assert best_step(tmp_path / "run" / "checkpoint") == 10
+
 
 
 # --- R3: the comparison sees whatever was not saved, or saved wrongly
