@@ -58,12 +58,16 @@ def planned_steps(directory: Path, summary: Mapping[str, Any], configured: int) 
     from rnngrad.checkpoint import load
 
     planned = summary.get("planned_steps")
-    if not isinstance(planned, int):
+    if not _can_be_planned(planned):
         try:
             planned = _steps(load(directory / CHECKPOINTS))
         except NothingUsable:
             return configured
-    return max(configured, planned) if isinstance(planned, int) else configured
+    return max(configured, planned) if _can_be_planned(planned) else configured
+
+
+def _can_be_planned(steps: Any) -> bool:
+    return type(steps) is int and steps <= MOST_STEPS
 
 
 def checkpoint_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -351,11 +352,18 @@ def read_summary(path: Path) -> dict[str, Any]:
         OSError: It is not there, or the system will not let us.
     """
     summary = json_mapping(path)
+    if wrong := wrong_in_summary(summary):
+        raise Unreadable(path, wrong)
+    return dict.fromkeys(itertools.chain(*SUMMARY_KEYS.values())) | summary
+
+
+def wrong_in_summary(summary: Mapping[str, Any]) -> str:
+    """Which value of a summary is not of the type that a run writes; nothing if all are."""
     for kind, keys in SUMMARY_KEYS.items():
         for key in keys:
-            if summary.setdefault(key) is not None and not _SUMMARY_KINDS[kind](summary[key]):
-                raise Unreadable(path, f"{key} is {shown(summary[key])}, not {kind}")
-    return summary
+            if summary.get(key) is not None and not _SUMMARY_KINDS[kind](summary[key]):
+                return f"{key} is {shown(summary[key])}, not {kind}"
+    return ""
 
 
 SUMMARY_KEYS = {

@@ -6,6 +6,7 @@ function of ``(seed, step)``, so of them there is one number, the step.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from rnngrad import __version__
 from rnngrad.parts import NothingUsable
+from rnngrad.runs import wrong_in_summary
 
 if TYPE_CHECKING:
     from rnngrad.checkpoint import Loaded
@@ -88,8 +90,10 @@ def restore(training: Training, loaded: Loaded) -> None:
                 part.load_state_dict(_unpacked(values[name], tensors))
         device = _device(training)
         carried = _unpacked(values["carried"], tensors, lambda tensor: tensor.to(device))
-        _check_progress(values["progress"], loaded.step)
+        _check_progress(values["progress"], loaded.step, training.steps)
         training.progress = replace(training.progress, **values["progress"], state=carried)
+        if wrong := wrong_in_summary(training.result().as_dict()):
+            raise _Mismatch(wrong)
         _restore_random(_unpacked(values["random"], tensors), device)
     except _Mismatch as error:
         raise NothingUsable(f"{loaded.path}: is not of this run: {error}") from None
@@ -137,8 +141,9 @@ def _check_model(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
             raise _Mismatch(f"{name} is {kinds[0]} there and {kinds[1]} here")
 
 
+_COUNTS = ("step", "clipped", "skipped", "nonfinite", "in_a_row")
 _PROGRESS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("step", "clipped", "skipped", "nonfinite", "in_a_row"), (int,)),
+    **dict.fromkeys(_COUNTS, (int,)),
     **dict.fromkeys(("loss", "best"), (float,)),
     "solved_at": (int, type(None)),
     "evaluation": (dict,),
@@ -147,14 +152,23 @@ _PROGRESS: dict[str, tuple[type, ...]] = {
 }
 
 
-def _check_progress(values: Mapping[str, Any], step: int) -> None:
-    """Refuses numbers that are none, before the loop finds out in the middle of something."""
+def _check_progress(values: Mapping[str, Any], step: int, steps: int) -> None:
+    """Refuses what no run of so many ``steps`` can have come to after a ``step``.
+
+    Otherwise the loop would find out in the middle of something, or who reads its files.
+    """
     for name, kinds in _PROGRESS.items():
         inner = values[name].values() if isinstance(values[name], dict) else ()
         if type(values[name]) not in kinds or not {*map(type, inner)} <= {int, float}:
             raise _Mismatch(f"progress.{name} is {values[name]!r}"[:80])
-    if values["step"] != step:
-        raise _Mismatch(f"progress.step is {values['step']}")
+    row, solved_at = values["row"], values["solved_at"]
+    possible = {name: 0 <= values[name] <= step for name in _COUNTS}
+    possible["step"] = values["step"] == step <= steps
+    possible["best"] = not math.isnan(values["best"])
+    possible["solved_at"] = solved_at is None or 1 <= solved_at <= step
+    possible["row"] = row is None or row.get("step") == step
+    for name in (name for name, there in possible.items() if not there):
+        raise _Mismatch(f"progress.{name} is {values[name]!r} at step {step} of {steps}"[:80])
 
 
 def _kind(state: Any) -> str:

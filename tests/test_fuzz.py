@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -481,7 +482,10 @@ def check_forged_states(here: Path, run: Saved, many: bool) -> None:
         tensors = run.loaded.tensors | state[1]
         if isinstance(state[0], dict):  # as `load` sees to
             with refusal("forged states", NothingUsable):
-                restore(run.training(), replace(run.loaded, tensors=tensors, values=state[0]))
+                training = run.training()
+                restore(training, replace(run.loaded, tensors=tensors, values=state[0]))
+                training.tracker.finish(training.result())
+                assert Run(training.tracker.directory).summary["steps"] == run.loaded.step
 
     generate("forged states", st.tuples(values, other), body, many)
 
@@ -625,6 +629,44 @@ def test_a_state_is_refused_in_one_line_whatever_its_keys_are(
     with pytest.raises(NothingUsable) as refused:
         restore(run.training(), replace(run.loaded, values=values))
     assert str(refused.value).isprintable()
+
+
+IMPOSSIBLE: dict[str, list[Any]] = {
+    "step": [-1, 1, 3, 2**60],
+    "clipped": [-1, 3, 10**400],
+    "skipped": [-1, 3],
+    "nonfinite": [-1, 3],
+    "in_a_row": [-1, 3],
+    "loss": [1e305],
+    "best": [math.nan],
+    "solved_at": [-1, 0, 3, 2**60],
+    "evaluation": [{"loss": 10**400, "accuracy": 0.5}, {"loss": -1e305}],
+    "row": [{}, {"step": 1}, {"step": -(2**60)}],
+}
+"""What progress cannot be after the second of two updates."""
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_state_that_no_run_comes_to_is_refused(
+    name: str, here: Path, run_files: dict[str, bytes]
+) -> None:
+    run = saved(here, run_files)
+    for value in IMPOSSIBLE[name]:
+        progress = run.loaded.values["progress"] | {name: value}
+        with pytest.raises(NothingUsable, match=f"of this run: (progress.|eval_)?{name[:4]}"):
+            restore(
+                run.training(),
+                replace(run.loaded, values=run.loaded.values | {"progress": progress}),
+            )
+
+
+def test_files_of_which_more_was_clipped_than_there_is_are_refused(
+    here: Path, run_files: dict[str, bytes]
+) -> None:
+    position = saved(here, run_files).loaded.values["tracker"]
+    for clipped in ([1e305, 1], [-1.0, 1], [0.0, -1], [math.inf, 2]):
+        with pytest.raises(NothingUsable, match="does not say where files end"):
+            Tracker(here / "run", 1.0, 5, (), {}, position | {"clipped": clipped})
 
 
 def test_a_random_state_of_negative_numbers_is_refused(

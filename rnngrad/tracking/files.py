@@ -77,6 +77,10 @@ class Result:
     planned_steps: int | None = None
     reason: str | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """As summary.json has it: null for numbers that are not finite."""
+        return {key: _finite(value) for key, value in asdict(self).items()}
+
 
 class Tracker:
     """Writes one run's files, from the beginning or from where a checkpoint was taken.
@@ -361,6 +365,8 @@ def _is_position(position: Any) -> bool:
             all(type(size) is int and size >= 0 for size in files.values())
             and all(isinstance(json.loads(text), dict) for text in layouts.values())
             and [type(number) for number in clipped] == [float, int]
+            and (0 <= clipped[0] <= clipped[1] or math.isnan(clipped[0]))  # of fractions
+            and 0 <= clipped[1] < 2**53
         )
     except (AttributeError, TypeError, ValueError, RecursionError):
         return False
