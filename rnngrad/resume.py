@@ -21,6 +21,9 @@ from rnngrad.stored import flat
 if TYPE_CHECKING:
     from rnngrad.checkpoint import Loaded
 
+HOW_OFTEN_SAVED = ("trainer.checkpoint_every", "trainer.checkpoint_keep")
+"""Keys that change no bit of a run: what is saved when, and what stays."""
+
 
 def stored_config(directory: Path) -> dict[str, Any]:
     """The configuration of the run in a directory.
@@ -127,7 +130,7 @@ def _check_settings(loaded: Loaded, settings: Mapping[str, Any]) -> None:
     """
     there, here = flat(loaded.values.get("settings")), flat(settings)
     for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key) and key != "trainer.steps":
+        if there.get(key) != here.get(key) and key not in ("trainer.steps", *HOW_OFTEN_SAVED):
             raise NothingUsable(
                 f"{loaded.path}: is of another run ({key} is {_shown(there.get(key))} there and "
                 f"{_shown(here.get(key))} here)"
@@ -193,21 +196,24 @@ def refuse_other_overrides(
     """
     own = flat(config)
     for key, value in overrides.items():
-        name = f"{key}.name" if f"{key}.name" in flat else key
-        if name not in flat:
+        name = f"{key}.name" if f"{key}.name" in own else key
+        if name not in own:
             raise InputError(key, value, f"no such key in the run in {directory}")
-        if flat[name] != value:
+        if own[name] != value:
             raise InputError(
                 key,
                 value,
-                f"a run goes on as it is, and in {directory} it is {_shown(flat[name])}; only "
-                "trainer.steps can be raised",
+                f"a run goes on as it is, and in {directory} it is {_shown(own[name])}; only "
+                f"trainer.steps can be raised, {' and '.join(HOW_OFTEN_SAVED)} changed",
             )
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back: with lists in place of tuples."""
+    """Settings as JSON gives them back, with lists for tuples, and not how often to save."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    for key in HOW_OFTEN_SAVED:
+        group, _, name = key.partition(".")
+        plain.get(group, {}).pop(name, None)
     return plain
 
 

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from rnngrad.stored import (
     Unreadable,
     array_of,
-    is_odd,
     flat,
+    is_odd,
     json_mapping,
     lines_of,
     printable,

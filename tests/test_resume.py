@@ -354,6 +354,19 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(tmp_path: Path, small_ch
         assert differences(whole, everything(copy)) == [], copy
 
 
+def test_how_often_it_is_saved_may_be_changed_on_the_way_and_no_bit_of_the_run_is(
+    tmp_path: Path,
+) -> None:
+    values, run = composed(INTERRUPTED), tmp_path / "run"
+    command(values, tmp_path / "whole")
+    assert command(values, run, 5)[0] == 143
+    changed = {"trainer.checkpoint_every": 1, "trainer.checkpoint_keep": 0}
+    assert command(composed(INTERRUPTED | changed), run, 9, again=True)[0] == 143
+    assert len([*(run / "checkpoint").iterdir()]) > 3
+    assert command(values, run)[0] == 0
+    assert differences(everything(tmp_path / "whole"), everything(run)) == []
+
+
 @pytest.mark.parametrize("bytes_", [1, 7, 8, 30])
 def test_what_was_written_after_the_checkpoint_in_whole_or_in_part_is_cut_off(
     bytes_: int, tmp_path: Path
@@ -494,19 +507,6 @@ def test_so_it_is_killed_at_any_moment_of_becoming_longer(tmp_path: Path) -> Non
         assert differences(whole, everything(copy)) == [], copy
 
 
-def test_without_its_summary_a_run_that_was_made_longer_still_knows_how_long_it_is(
-    tmp_path: Path,
-) -> None:
-    values = composed(LONGER | {"trainer.steps": 4})
-    command(values, tmp_path / "run")
-    command(values, tmp_path / "run", again=True, steps=11)
-    whole = everything(tmp_path / "run")
-    for text in (None, "", "{}", '{"planned_steps": "many"}'):
-        summary = tmp_path / "run" / "summary.json"
-        summary.unlink() if text is None else summary.write_text(text)
-        assert command(values, tmp_path / "run")[0] == 0
-        assert differences(whole, everything(tmp_path / "run")) == []
-
 def test_an_evaluation_at_the_old_end_does_not_take_the_best_one_before_with_it(
     tmp_path: Path,
 ) -> None:
@@ -520,6 +520,19 @@ def test_an_evaluation_at_the_old_end_does_not_take_the_best_one_before_with_it(
     command(values, tmp_path / "run", 1, again=True, steps=14)
     assert best_step(tmp_path / "run" / "checkpoint") == 10
 
+
+def test_without_its_summary_a_run_that_was_made_longer_still_knows_how_long_it_is(
+    tmp_path: Path,
+) -> None:
+    values = composed(LONGER | {"trainer.steps": 4})
+    command(values, tmp_path / "run")
+    command(values, tmp_path / "run", again=True, steps=11)
+    whole = everything(tmp_path / "run")
+    for text in (None, "", "{}", '{"planned_steps": "many"}'):
+        summary = tmp_path / "run" / "summary.json"
+        summary.unlink() if text is None else summary.write_text(text)
+        assert command(values, tmp_path / "run")[0] == 0
+        assert differences(whole, everything(tmp_path / "run")) == []
 
 
 # --- R3: the comparison sees whatever was not saved, or saved wrongly
