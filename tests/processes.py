@@ -33,6 +33,10 @@ SMALL = [
 """A run with a few of everything: steps logged and not, evaluations, checkpoints."""
 
 
+PATIENCE = 300
+"""Seconds after which what has not come will not come, on however slow and busy a machine."""
+
+
 @dataclass
 class Started:
     """A run that has been started.
@@ -51,7 +55,7 @@ class Started:
         """Sends a signal."""
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """The exit code, negative if it was a signal; who hangs says where and is killed."""
         code = self.processes.ask({"wait": self.pid, "timeout": timeout})
         assert code is not None, f"hangs after {timeout} s: {self.said}"
@@ -122,7 +126,7 @@ class Processes:
         for stream in (self._server.stdin, self._server.stdout):
             assert stream is not None
             stream.close()
-        self._server.wait(60)
+        self._server.wait(PATIENCE)
 
 
 def serve() -> None:

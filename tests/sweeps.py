@@ -200,7 +200,7 @@ def tensorboard(logdir: Path, runs: int) -> Iterator[str]:
         said = iter(process.stderr.readline, "")
         found = (re.search(r"at (http://127\.0\.0\.1:\d+/)", line) for line in said)
         address = next(match[1] for match in found if match)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(fetch(address, "data/runs")) < runs and time.monotonic() < deadline:
             time.sleep(0.2)
         yield address
@@ -214,5 +214,5 @@ def fetch(address: str, path: str, body: dict[str, Any] | None = None, **query: 
     url = f"{address}{path}?{urllib.parse.urlencode(query)}"
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)

@@ -24,7 +24,7 @@ def test_the_command_finds_everything_right(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0 and " 0 wrong" in done.stdout, done.stdout + done.stderr
 

@@ -415,7 +415,7 @@ def test_a_forked_child_computes_the_same(make: Any, three_threads: None) -> Non
     results = context.Queue()
     child = context.Process(target=_in_child, args=(layer, x, results))
     child.start()
-    found = results.get(timeout=60)
+    found = results.get(timeout=300)
     child.join(10)
     assert child.exitcode == 0
     assert all((found[n] == v.numpy()).all() for n, v in expected.items())
@@ -638,7 +638,7 @@ def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Com
         env=os.environ | {"PYTHONPATH": root} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

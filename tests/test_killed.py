@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from rnngrad.checkpoint import load
 from rnngrad.resume import has_checkpoints
-from tests.processes import SMALL, Processes, differing, processes
+from tests.processes import PATIENCE, SMALL, Processes, differing, processes
 
 __all__ = ["processes"]
 
@@ -24,10 +25,18 @@ RUN = "hydra.run.dir=run"
 
 
 def note_phases() -> None:
-    """Has the file ``phase`` say at every moment what the process is doing."""
+    """Has the file ``phase`` say at every moment what the process is doing, and ``updates`` have a
+    byte for each update that it has made."""
     from rnngrad import __main__, training
+    from rnngrad.tracking import Tracker
 
     file = os.open("phase", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    updates = os.open("updates", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    update = Tracker.updated
+
+    def updated(self: Tracker, *args: float) -> None:
+        update(self, *args)
+        os.write(updates, b".")
 
     def note(phase: str) -> None:
         os.pwrite(file, phase.ljust(20).encode(), 0)
@@ -42,6 +51,7 @@ def note_phases() -> None:
         return call
 
     note("starting")
+    Tracker.updated = updated  # type: ignore[assignment, method-assign]
     training.evaluate = noted(training.evaluate, "evaluating", "training")
     real = training.Training.works
 
@@ -63,11 +73,13 @@ def phase_of(folder: Path) -> str:
     return phase.read_text().strip() if phase.exists() else ""
 
 
-def wait_for(folder: Path, *phases: str) -> None:
-    """Until the process is in one of these phases, or ends."""
-    deadline = time.monotonic() + 60
-    while phase_of(folder) not in (*phases, "ending"):
-        assert time.monotonic() < deadline
+def wait_for(folder: Path, *phases: str, updates: int = 0) -> None:
+    """Until the process is in one of these phases and has made so many updates, or ends."""
+    deadline = time.monotonic() + PATIENCE
+    while (phase := phase_of(folder)) != "ending":
+        if phase in phases and (folder / "updates").stat().st_size >= updates:
+            return
+        assert time.monotonic() < deadline, f"{phase or 'nothing'} for ever"
         time.sleep(0.001)
 
 
@@ -83,36 +95,46 @@ def seconds_of_training(processes: Processes, folder: Path) -> float:
 
 
 def kill_until_done(
-    processes: Processes, folder: Path, random_: random.Random, training: float
-) -> Counter[str]:
+    processes: Processes,
+    folder: Path,
+    random_: random.Random,
+    training: float,
+    kills: Counter[str],
+    enough: Callable[[], bool],
+) -> None:
     """Starts a run, kills it, has it go on, and so forth until it ends by itself.
+
+    When to kill it goes by how far it has come, as well as by the clock: however much slower a busy
+    machine has become, it gets on from one time to the next.
 
     Args:
         processes: Starts it.
         folder: To start it in.
         random_: Says when to kill it.
         training: How many seconds of it are training.
-
-    Returns:
-        How often it was killed in each phase.
+        kills: Is told how often it was killed in each phase.
+        enough: Whether to kill no more.
     """
-    kills, run, code = Counter[str](), folder / "run", -signal.SIGKILL
+    first, run, code = True, folder / "run", -signal.SIGKILL
     folder.mkdir()
     while code:
-        first = not kills
         there = has_checkpoints(run)
         anew = not there or random_.random() < 0.1
         (folder / "phase").unlink(missing_ok=True)
         started = processes.start(
             folder, *([*LONGER, RUN] if anew else ["resume=run"]), arrange=note_phases
         )
+        if enough():
+            assert started.wait() == 0, started.said
+            return
         if first:  # before there is anything: how long Hydra takes differs between machines
             wait_for(folder, "starting", "training", "evaluating")
         elif random_.random() < 0.15:  # before it trains; Hydra takes the longer part of it
             time.sleep(random_.uniform(0, 0.5 if anew else 0.1))
         else:
-            wait_for(folder, "training")
-            time.sleep(random_.uniform(0, training / 6))
+            wait_for(folder, "training", "evaluating", updates=random_.randrange(20))
+            time.sleep(random_.uniform(0, training / 40))
+        first = False
         started.kill()
         code = started.wait()
         assert code in (0, -signal.SIGKILL), started.said
@@ -123,8 +145,8 @@ def kill_until_done(
             phase = "saving" if any(name.startswith(".") for name in names) else phase
         else:
             phase = "before the first checkpoint"
-        kills[phase] += code != 0
-    return kills
+        if code:
+            kills[phase] += 1
 
 
 @pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.slow)])
@@ -134,9 +156,13 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_bytes(
     training = seconds_of_training(processes, tmp_path / "whole")
     random_, kills, runs = random.Random(count), Counter[str](), 0
     needed = {"before the first checkpoint", "training", "evaluating", "saving"}
-    while kills.total() < count or (not needed <= kills.keys() and runs < count):
+
+    def enough() -> bool:
+        return kills.total() >= count and needed <= kills.keys()
+
+    while not enough() and runs < count:
         folder = tmp_path / f"killed {runs}"
-        kills += kill_until_done(processes, folder, random_, training)
+        kill_until_done(processes, folder, random_, training, kills, enough)
         assert differing(folder / "run", tmp_path / "whole" / "run") == []
         runs += 1
     print(f"{kills.total()} kills in {runs} runs: {dict(kills)}")

@@ -82,7 +82,7 @@ def contents(directory: Path) -> dict[Path, bytes]:
 
 
 def there_soon(path: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} does not come"
         time.sleep(0.002)

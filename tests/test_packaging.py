@@ -44,7 +44,7 @@ def python(where: Path, path: Path, code: str) -> str:
         env=os.environ | {"PYTHONPATH": str(path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -91,7 +91,7 @@ def test_equal_commands_in_processes_of_their_own_leave_equal_bits(tmp_path: Pat
         for seeds, temporary in ((["seed=0"], "/proc/self"), (["-m", "seed=0,1"], "/dev/full"))
     ]
     for process in processes:
-        out, _ = process.communicate(timeout=200)
+        out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out
     for file in (METRICS, BPTT, MEASURED, UPDATES, "checkpoint/step-000000006/tensors.safetensors"):
         one, two, other = ((tmp_path / d / file).read_bytes() for d in ("one", "two-0", "two-1"))
