@@ -8,7 +8,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -464,17 +464,27 @@ def find_runs(path: str | Path) -> Iterator[Path]:
     if (path / SUMMARY).is_file():
         yield path
         return
-    found, folders = [], [path]
+    found, folders = [], [os.fspath(path)]
     while folders:  # not recursive: folders may be nested more deeply than Python's calls
         folder = folders.pop()
+        inside, is_run = [], False
         try:
             with os.scandir(folder) as entries:
-                inside = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        inside.append(entry)
+                    elif entry.name == SUMMARY and entry.is_file():
+                        is_run = True
         except (OSError, ValueError):
             continue
-        folders += inside
-        found += [inner for inner in inside if (inner / SUMMARY).is_file()]
+        if is_run:
+            found.append(Path(folder))
+        folders += [entry.path for entry in inside if not is_run or entry.name not in _OWN_FOLDERS]
     yield from sorted(found)
+
+
+_OWN_FOLDERS = (CHECKPOINTS, os.path.dirname(CONFIG))
+"""Of a run: no other run is looked for there."""
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
@@ -498,20 +508,30 @@ def differing(configurations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Keys of a part count among the runs that have this part.
     """
-    seen: dict[tuple[str, Any], set[str]] = {}
+    seen: dict[tuple[str, Any], str] = {}
+    several: set[tuple[str, Any]] = set()
     for mine in configurations:
         for key, value in mine.items():
-            seen.setdefault((key, _part_of(key, mine)), set()).add(repr(value))
+            place = key, _part_of(key, mine)
+            if place not in several and seen.setdefault(place, repr(value)) != repr(value):
+                several.add(place)
     return [
-        {k: value for k, value in mine.items() if len(seen[k, _part_of(k, mine)]) > 1}
+        {key: value for key, value in mine.items() if (key, _part_of(key, mine)) in several}
         for mine in configurations
     ]
 
 
 def _part_of(key: str, settings: dict[str, Any]) -> Any:
     """The name of the part that a key belongs to."""
+    named = _naming(key)
+    return None if named is None else settings.get(named)
+
+
+@lru_cache(maxsize=1024)
+def _naming(key: str) -> str | None:
+    """The key that has the name of the part that a key belongs to."""
     group, _, inner = key.partition(".")
-    return None if inner == "name" else settings.get(f"{group}.name")
+    return None if inner == "name" else f"{group}.name"
 
 
 def settings(run: Run) -> dict[str, Any]:

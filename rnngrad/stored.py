@@ -6,9 +6,12 @@ import itertools
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
+from sys import intern
 from typing import IO, Any
 
 import numpy as np
@@ -62,8 +65,11 @@ def flat(tree: Any, levels: int = DEPTH_LIMIT) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        # one text for a key, however many runs have it
         inner = flat(value, levels - 1) if levels > 1 else {}
-        values |= {f"{key}.{name}": item for name, item in inner.items()} or {f"{key}": value}
+        values |= {intern(f"{key}.{name}"): item for name, item in inner.items()} or {
+            f"{key}": value
+        }
     return values
 
 
@@ -236,14 +242,12 @@ def yaml_tree(path: Path) -> Any:
         Unreadable: It is something else.
         OSError: It is not there, or the system will not let us.
     """
-    text = text_of(path)
+    return _tree(path, text_of(path))
+
+
+def _tree(path: Path, text: str) -> Any:
     try:
-        _check_events(text)
-        loader = _Plain(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
+        return _parsed(text)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         why = f"is not the YAML that is expected here ({error.problem}{line})"
@@ -252,9 +256,53 @@ def yaml_tree(path: Path) -> Any:
     raise Unreadable(path, why)
 
 
+def _parsed(text: str) -> Any:
+    _check_events(text)
+    loader = _Plain(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def yaml_mapping(path: Path) -> dict[str, Any]:
     """As ``yaml_tree``, of a mapping whose keys are texts."""
-    return _mapping(path, yaml_tree(path))
+    text = text_of(path)
+    tree = _by_block(text)
+    return _mapping(path, _tree(path, text) if tree is None else tree)
+
+
+def _by_block(text: str) -> dict[str, Any] | None:
+    """A mapping whose top-level entries can be read one by one; ``None`` if they might not.
+
+    The configurations of a sweep share most of theirs, and those are read once.
+    """
+    blocks = _BLOCK.findall(text)
+    if not blocks or "".join(blocks) != text or len(text) > NODE_LIMIT:
+        return None
+    tree: dict[str, Any] = {}
+    for block in blocks:
+        stored = _entry(block)
+        if stored is None or not tree.keys().isdisjoint(entry := json.loads(stored)):
+            return None
+        tree |= entry
+    return tree
+
+
+_BLOCK = re.compile(r"^[a-z_]+:(?: .*)?\n(?:[ -].*\n)*", re.M)
+"""A key at the beginning of a line, and the lines under it that cannot be another one's."""
+
+
+@lru_cache(maxsize=4096)
+def _entry(block: str) -> str | None:
+    """One entry of a mapping as JSON, of which everybody makes a copy; ``None``: see the whole."""
+    try:
+        tree = _parsed(block)
+        stored = json.dumps(tree)
+        alike = isinstance(tree, dict) and len(tree) == 1 and json.loads(stored) == tree
+        return stored if alike else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
 
 
 def _mapping(path: Path, tree: Any) -> dict[str, Any]:
@@ -269,8 +317,17 @@ def _mapping(path: Path, tree: Any) -> dict[str, Any]:
 
 def _deeper(tree: Any, levels: int) -> bool:
     """Whether lists and mappings are nested in more ``levels`` than these."""
-    inner = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
-    return levels < 0 or any(_deeper(item, levels - 1) for item in inner)
+    level = [tree]
+    for _ in range(levels + 1):
+        level = [
+            inner
+            for item in level
+            for inner in (item.values() if isinstance(item, dict) else item)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -14,8 +14,9 @@ import numpy as np
 import yaml
 
 from rnngrad.dynamics import Decay, decay, horizon
+from rnngrad.report.reading import Reading
 from rnngrad.report.style import Floats
-from rnngrad.runs import SUMMARY, Run, differing, settings, typed
+from rnngrad.runs import SUMMARY, Run, differing, typed
 from rnngrad.stored import Unreadable
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
@@ -45,8 +46,7 @@ class Digest:
         chance: The loss of a guess without memory; NaN where none is known.
         eval_step: Evaluated steps ``[E]``.
         eval_loss: ``[E]``.
-        first: ``log10 ‖∂L/∂h_t‖ [T]`` at the first logged step; empty without a record.
-        last: At the last.
+        last: ``log10 ‖∂L/∂h_t‖ [T]`` at the last logged step; empty without a record.
         lag: The lag-resolved curve at the last measured step ``[T]``; empty where not measured.
     """
 
@@ -57,7 +57,6 @@ class Digest:
     chance: float
     eval_step: Floats
     eval_loss: Floats
-    first: Floats
     last: Floats
     lag: Floats
 
@@ -101,11 +100,12 @@ def digest(run: Run, label: str) -> Digest:
     Raises:
         OSError, ValueError, KeyError, TypeError: They are broken; see ``UNREADABLE``.
     """
-    summary = run.summary
+    reading = Reading(run.path)  # not kept, and with it all that is not needed
+    summary = _short(reading.summary)
     for key in ("status", "steps"):
         if summary[key] is None:  # a file of something else would be found out much later
             raise Unreadable(run.path / SUMMARY, f"has no {key}")
-    metrics, bptt, measures = run.metrics, run.bptt, run.measures
+    metrics, bptt, measures = reading.metrics, reading.bptt, reading.measures
     evaluated = np.isfinite(metrics["eval_loss"])
     forward = [layer for layer in bptt if not layer.endswith("_reverse")]
     hidden = bptt[forward[-1]].hidden if forward else np.empty((0, 0))
@@ -115,15 +115,21 @@ def digest(run: Run, label: str) -> Digest:
     return Digest(
         run=run,
         label=label,
-        settings=settings(run),
+        settings=reading.settings,
         summary=summary,
         chance=chance(summary),
         eval_step=metrics["step"][evaluated].astype(np.float64),
         eval_loss=metrics["eval_loss"][evaluated],
-        first=hidden[0].copy() if len(hidden) else np.empty(0),
         last=hidden[-1].copy() if len(hidden) else np.empty(0),
         lag=lag[-1].copy() if len(lag) else np.empty(0),
     )
+
+
+def _short(summary: dict[str, Any]) -> dict[str, Any]:
+    """summary.json without what a diagnosis says in words, which is most of it."""
+    findings = (summary.get("diagnosis") or {}).get("findings") or ()
+    levels = [{"symptom": f.get("symptom"), "level": f.get("level")} for f in findings]
+    return summary | {"diagnosis": {"findings": levels}}
 
 
 def read(runs: Sequence[Run]) -> tuple[list[Digest], dict[str, str]]:
@@ -215,11 +221,15 @@ def grouped(digests: Sequence[Digest]) -> list[Group]:
             differs = {"run": mine.label}
         groups.setdefault(key, Group(differs)).digests.append(mine)
     _tell_apart(list(groups.values()))
-    values = swept(list(groups.values()))
+    places = {
+        key: {hashed(value): place for place, value in enumerate(values)}
+        for key, values in swept(list(groups.values())).items()
+    }
     return sorted(
         groups.values(),
         key=lambda group: [
-            values[key].index(group.differs[key]) if key in group.differs else -1 for key in values
+            place[hashed(group.differs[key])] if key in group.differs else -1
+            for key, place in places.items()
         ],
     )
 
@@ -236,12 +246,16 @@ def _tell_apart(groups: Sequence[Group]) -> None:
 
 def swept(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """The keys in which groups differ, with the values found, numbers in order."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for group in groups:
         for key, value in group.differs.items():
-            if value not in found.setdefault(key, []):
-                found[key].append(value)
-    return {key: ordered(values) for key, values in found.items() if len(values) > 1}
+            found.setdefault(key, {}).setdefault(hashed(value), value)
+    return {key: ordered([*values.values()]) for key, values in found.items() if len(values) > 1}
+
+
+def hashed(value: Any) -> Any:
+    """What stands for a value in a table of values, lists too."""
+    return repr(value) if isinstance(value, list | dict) else value
 
 
 def ordered(values: Sequence[Any]) -> list[Any]:

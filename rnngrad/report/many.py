@@ -66,7 +66,8 @@ def loss_curves(groups: Sequence[Group]) -> Exhibit:
         f"Geometric mean (mean of log10, as the axis is) and {BAND}. A run that stopped because it"
         " had solved its task keeps its last loss; one that diverged counts until then."
     )
-    return Exhibit("loss", "Loss", text, figure, data=_curve_data(groups, "log10_loss"))
+    data = _curve_data(groups[:IN_CSV], "log10_loss")
+    return Exhibit("loss", "Loss", text + _of_csv(groups), figure, data=data)
 
 
 def _curve_data(groups: Sequence[Group], what: str) -> dict[str, list[Any]]:
@@ -159,9 +160,11 @@ def _profiles(
         rows = profiles(group, kind)
         band = zip(*mean_band(rows), strict=True)
         append_rows(data, ((group.name, place, *values) for place, values in enumerate(band)))
-    if len(groups) > IN_CSV:
-        text += f" The CSV has the first {IN_CSV} set-ups."
-    return Exhibit(name, title, text, figure, data=data)
+    return Exhibit(name, title, text + _of_csv(groups), figure, data=data)
+
+
+def _of_csv(groups: Sequence[Group]) -> str:
+    return f" The CSV has the first {IN_CSV} set-ups." if len(groups) > IN_CSV else ""
 
 
 def survival(group: Group) -> Survival:
@@ -209,9 +212,10 @@ def solving(groups: Sequence[Group]) -> Exhibit | None:
         " set-ups."
     )
     data: dict[str, list[Any]] = {"group": [], "step": [], "solved_percent": []}
-    for group in groups:
+    for group in groups[:IN_CSV]:
         steps, solved = _staircase(group)
         append_rows(data, zip([group.name] * len(steps), steps, solved, strict=True))
+    text += _of_csv(groups)
     return Exhibit("solved", "When the task was solved", text, figure, data=data)
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rnngrad.report.curves import chance_lines, draw_losses, draw_profiles, layout
-from rnngrad.report.groups import LONGEST, Digest, digest, grouped, labels
+from rnngrad.report.groups import LONGEST, Digest, Group, digest, grouped, labels
 from rnngrad.report.reading import Reading
 from rnngrad.report.style import (
     HIDDEN,
@@ -43,13 +43,14 @@ def figure(runs: Sequence[Run]) -> Figure:
     """
     found = labels([run.path for run in runs])
     with matplotlib.rc_context(STYLE):
-        return overview([digest(run, label) for run, label in zip(runs, found, strict=True)])
+        digests = [digest(run, label) for run, label in zip(runs, found, strict=True)]
+        return overview(digests, grouped(digests))
 
 
-def overview(digests: Sequence[Digest]) -> Figure:
+def overview(digests: Sequence[Digest], groups: Sequence[Group]) -> Figure:
     """The same, of runs that have been read."""
     if len(digests) > PANELS:
-        return _of_many(digests)
+        return _of_many(digests, groups)
     runs = [Reading(digest.run.path) for digest in digests]
     count = 1 + len(runs)
     drawn, axes = grid(count, width=3.6 * min(count, 3), height=3.1)
@@ -65,8 +66,7 @@ def overview(digests: Sequence[Digest]) -> Figure:
     return drawn
 
 
-def _of_many(digests: Sequence[Digest]) -> Figure:
-    groups = grouped(digests)
+def _of_many(digests: Sequence[Digest], groups: Sequence[Group]) -> Figure:
     panels, others = layout(groups, apart=False)
     bands = len(panels[0].groups) <= BANDS
     drawn = Figure(figsize=(10, 4.2), layout="constrained")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from rnngrad.report.statistics import wilson
 from rnngrad.runs import typed
 
 ROWS = 300
-"""Rows of a table in the page at most; the CSV has them all."""
+"""Rows of a table in the page at most; a CSV has them all."""
 
 
 def exhibits(
@@ -22,7 +24,7 @@ def exhibits(
 ) -> Iterator[Exhibit]:
     """The sections of a comparison."""
     digests = [digest for group in groups for digest in group.digests]
-    yield Exhibit("setups", "Set-ups", SETUPS, tables=[_cut(setups(groups))])
+    yield Exhibit("setups", "Set-ups", SETUPS, tables=[setups(groups)], data=statistics(groups))
     yield wrong(digests, unreadable)
     yield verdicts(digests)
     yield many.loss_curves(groups)
@@ -57,12 +59,12 @@ SETUPS = (
 )
 
 
-def _cut(table: Table) -> Table:
-    if len(table.rows) <= ROWS:
-        return table
-    rest = f"{len(table.rows) - ROWS} more: see runs.csv"
-    empty = [""] * (len(table.head) - 1)
-    return Table(table.head, [*table.rows[:ROWS], (rest, *empty)])
+def _cut(head: Sequence[str], rows: Iterable[Sequence[str]], count: int, file: str) -> Table:
+    """The first ``ROWS`` of so many rows, and where to find the others."""
+    shown = [*itertools.islice(rows, ROWS)]
+    if count > ROWS:
+        shown.append((f"{count - ROWS} more: see {file}", *[""] * (len(head) - 1)))
+    return Table(head, shown)
 
 
 def wrong(digests: Sequence[Digest], unreadable: Mapping[str, str]) -> Exhibit:
@@ -82,7 +84,7 @@ def wrong(digests: Sequence[Digest], unreadable: Mapping[str, str]) -> Exhibit:
         + (f"; {len(unreadable)} more cannot be read and are left out" if unreadable else "")
         + "."
     )
-    table = _cut(Table(("run", "status", "updates", "reason"), rows))
+    table = _cut(("run", "status", "updates", "reason"), rows, len(rows), "runs.csv")
     return Exhibit("wrong", "Failed, diverged and unfinished", text, tables=[table])
 
 
@@ -116,25 +118,67 @@ def runs(groups: Sequence[Group], commands: str) -> Exhibit:
     """A line a run."""
     head = ("run", "set-up", "seed", "status", "updates", "last loss", "chance", "solved at",
             "clipped", "horizon", "verdict")  # fmt: skip
-    rows = []
-    for group in groups:
-        for d in group.digests:
-            s = d.summary
-            rows.append(
-                (d.label, group.name or "-", "-" if d.seed is None else str(d.seed), s["status"],
-                 str(s["steps"]), number(s.get("eval_loss"), 4), number(s["chance_loss"], 4),
-                 "never" if d.solved_at is None else str(d.solved_at),
-                 percent(s.get("clip_fraction")), number(d.horizon, 6), s.get("verdict") or "-")
-            )  # fmt: skip
+
+    def rows() -> Iterator[Sequence[str]]:
+        for group in groups:
+            for d in group.digests:
+                s = d.summary
+                yield (
+                    d.label, group.name or "-", "-" if d.seed is None else str(d.seed), s["status"],
+                    str(s["steps"]), number(s.get("eval_loss"), 4), number(s["chance_loss"], 4),
+                    "never" if d.solved_at is None else str(d.solved_at),
+                    percent(s.get("clip_fraction")), number(d.horizon, 6), s.get("verdict") or "-",
+                )  # fmt: skip
+
     text = f"Everything about one run, with all its figures: {commands}"
-    return Exhibit("runs", "Runs", text, tables=[_cut(Table(head, rows))])
+    count = sum(len(group.digests) for group in groups)
+    return Exhibit("runs", "Runs", text, tables=[_cut(head, rows(), count, "runs.csv")])
 
 
 def setups(groups: Sequence[Group]) -> Table:
     """A row a set-up."""
     head = ("set-up", "runs", "went wrong", "solved (95 % interval)", "solved at (median)",
             "last loss (mean)", "clipped", "horizon (median)", "verdicts")  # fmt: skip
-    return Table(head, [_setup(group) for group in groups])
+    return _cut(head, map(_setup, groups), len(groups), "setups.csv")
+
+
+def statistics(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """The same as numbers, of every set-up, with the settings that tell it from others."""
+    rows = [
+        {"setup": group.name or "all runs"} | group.differs | _numbers(group) for group in groups
+    ]
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return {column: [_cell(row.get(column)) for row in rows] for column in columns}
+
+
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float | str) else typed(value)
+
+
+def _numbers(group: Group) -> dict[str, Any]:
+    digests, losses = group.digests, group.losses
+    low, high = wilson(group.solved, len(digests))
+    good = losses[np.isfinite(losses) & (losses > 0)]
+    clipped = [f for d in digests if (f := d.summary.get("clip_fraction")) is not None]
+    reach = [digest.horizon for digest in digests if np.isfinite(digest.horizon)]
+    median = many.survival(group).median
+    ends = np.array([there[[0, -1]] for d in digests if len(there := d.last[~np.isnan(d.last)])])
+    first, last = np.median(ends, axis=0) if len(ends) else (None, None)
+    return {
+        "runs": len(digests),
+        "went_wrong": sum(digest.summary["status"] in WENT_WRONG for digest in digests),
+        "solved": group.solved,
+        "solved_low": low,
+        "solved_high": high,
+        "solved_at_median": None if np.isinf(median) else median,
+        "mean_log10_loss": float(np.mean(np.log10(good))) if len(good) else None,
+        "median_loss": float(np.median(good)) if len(good) else None,
+        "clip_fraction": float(np.mean(clipped)) if clipped else None,
+        "horizon_median": float(np.median(reach)) if reach else None,
+        "log10_hidden_grad_first_t_median": first,
+        "log10_hidden_grad_last_t_median": last,
+        "verdict_most": next(iter(counted(digests))),
+    }
 
 
 def _setup(group: Group) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from rnngrad.report.groups import (
     IN_A_PANEL,
     Group,
     Panel,
+    hashed,
     is_number,
     looks,
     named,
@@ -27,12 +29,14 @@ from rnngrad.report.many import append_rows, share
 from rnngrad.report.statistics import mean_band, wilson
 from rnngrad.report.style import (
     COLOURS,
+    Floats,
     grid,
     legend_below,
     logarithmic,
     not_scaled_by,
     plain,
     series,
+    spread,
     wrapped,
 )
 from rnngrad.runs import typed
@@ -41,7 +45,9 @@ LENGTH = "task.length"
 KEYS = 9
 """Swept keys that get a panel at most."""
 POINTS = 300
-"""Runs of a panel that are drawn one by one at most."""
+"""Runs of a value that are drawn one by one at most."""
+BINS = 40
+"""Values of a number that have a mean each; of more, so many means of as many neighbours."""
 
 
 def success(groups: Sequence[Group]) -> Exhibit | None:
@@ -140,6 +146,12 @@ def sweeps(groups: Sequence[Group]) -> Exhibit | None:
         " with their 95 % confidence interval (Student's t) over the seeds and over all else that"
         " was swept and is not told apart in the panel; an interval may leave the picture. A cross"
         " at the top marks runs that went wrong and have no loss."
+        + (
+            f" Where a number has more than {BINS} values, neighbours are taken together, at the"
+            " place of the middle one."
+            if any(len(keys[key]) > BINS for key in shown)
+            else ""
+        )
         + (f" Of {len(keys)} keys the first {KEYS} are shown." if len(keys) > KEYS else "")
     )
     return Exhibit("sweep", "Loss against what was swept", text, figure, data=data)
@@ -163,21 +175,23 @@ def _draw_sweep(
         aside = 0.0 if numeric else 0.6 * ((style + 0.5) / len(kinds) - 0.5)
         label = _labelled(by, kind)
         rows = []
-        for number_, value in enumerate(values):
-            place = float(value) if numeric else number_ + aside
-            found = np.concatenate([[], *(g.losses for g in mine if g.differs[key] == value)])
-            good = np.log10(found[np.isfinite(found) & (found > 0)])
-            kept = good[:POINTS]
+        found = _losses_by_value(mine, key)
+        for number_, bin_ in enumerate(_binned(values) if numeric else [[v] for v in values]):
+            place = float(bin_[len(bin_) // 2]) if numeric else number_ + aside
+            losses = np.concatenate([[], *(found.get(hashed(value), []) for value in bin_)])
+            good = np.log10(losses[np.isfinite(losses) & (losses > 0)])
+            kept = good[spread(len(good), POINTS)]
             axis.plot(np.full(len(kept), place), 10.0**kept, "o", color=COLOURS[style % 7],
                       alpha=0.45, markersize=3, rasterized=len(kept) > 50)  # fmt: skip
-            if len(good) < len(found):
+            if len(good) < len(losses):
                 axis.plot(place, 0.99, "x", color="black", markersize=5, clip_on=False,
                           transform=axis.get_xaxis_transform())  # fmt: skip
             if len(good):
                 band = [float(end[0]) for end in mean_band(good[:, None])]
                 rows.append((place, *band))
+                told = " to ".join(dict.fromkeys([typed(bin_[0]), typed(bin_[-1])]))
                 table.append(
-                    (key, typed(value), None if by is None else _named(by, kind), len(good), *band)
+                    (key, told, None if by is None else _named(by, kind), len(good), *band)
                 )
         _draw_means(axis, rows, style, label, joined=numeric)
     if across or (numeric and len(values) <= 6):
@@ -189,6 +203,19 @@ def _draw_sweep(
         axis.margins(x=0.15)
     axis.grid(alpha=0.3)
     return table
+
+
+def _losses_by_value(groups: Sequence[Group], key: str) -> dict[Any, Floats]:
+    found: dict[Any, list[Floats]] = {}
+    for group in groups:
+        found.setdefault(hashed(group.differs[key]), []).append(group.losses)
+    return {value: np.concatenate(losses) for value, losses in found.items()}
+
+
+def _binned(values: Sequence[Any]) -> list[list[Any]]:
+    """Numbers in order as ``BINS`` neighbourhoods at most, of as many values each."""
+    ends = np.linspace(0, len(values), min(len(values), BINS) + 1).round().astype(int)
+    return [list(values[low:high]) for low, high in itertools.pairwise(ends)]
 
 
 def _apart(values: Sequence[float], axis: Axes) -> list[float]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rnngrad.report.exhibit import cell, write_csv
 from rnngrad.report.groups import Digest, Group
-from rnngrad.runs import COLUMNS, METRICS, differing, typed
+from rnngrad.runs import COLUMNS, METRICS, typed
 
 ALWAYS = ("seed", "task.name", "cell.name", "clip.name")
 """Settings of every runs.csv; after them come those in which the runs differ."""
@@ -20,15 +20,18 @@ ALWAYS = ("seed", "task.name", "cell.name", "clip.name")
 
 def write_runs(path: Path, groups: Sequence[Group]) -> None:
     """A row a run: its set-up, how it ended, and where its gradient stands at the end."""
-    rows = [_run_row(digest, group) for group in groups for digest in group.digests]
-    digests = [digest for group in groups for digest in group.digests]
-    apart = differing([digest.settings for digest in digests])
-    keys = list(dict.fromkeys([*ALWAYS, *(key for mine in apart for key in mine)]))
-    for row, digest in zip(rows, digests, strict=True):
-        row |= {key: _typed(digest.settings, key) for key in keys}
-    rest = list(dict.fromkeys(column for row in rows for column in row))
-    head = ["run", "setup", *keys, *(c for c in rest if c not in ("run", "setup", *keys))]
-    write_csv(path, head, ([row.get(column) for column in head] for row in rows))
+    keys = dict.fromkeys([*ALWAYS, *(key for group in groups for key in group.differs)])
+    keys = [key for key in keys if key != "run" and key != "variant"]
+
+    def rows() -> Iterator[dict[str, Any]]:  # made twice rather than kept
+        for group in groups:
+            name = group.name
+            for digest in group.digests:
+                settings = {key: _typed(digest.settings, key) for key in keys}
+                yield {"run": digest.label, "setup": name} | settings | _run_row(digest)
+
+    head = list(dict.fromkeys(column for row in rows() for column in row))
+    write_csv(path, head, ([row.get(column) for column in head] for row in rows()))
 
 
 def _typed(settings: dict[str, Any], key: str) -> Any:
@@ -37,9 +40,9 @@ def _typed(settings: dict[str, Any], key: str) -> Any:
     return value if value is None or isinstance(value, int | float | str) else typed(value)
 
 
-def _run_row(digest: Digest, group: Group) -> dict[str, Any]:
+def _run_row(digest: Digest) -> dict[str, Any]:
     summary = digest.summary
-    row: dict[str, Any] = {"run": digest.label, "setup": group.name}
+    row: dict[str, Any] = {}
     for key, value in summary.items():
         if not isinstance(value, dict | list):
             row[key] = value

@@ -24,6 +24,8 @@ from rnngrad.stored import is_odd
 FIGURE = "gradients"
 PAGE = "index.html"
 TITLE = "rnngrad report: "
+IN_STEPS = 10_000
+"""Runs whose logged and measured steps are copied into one table each; of more, gigabytes."""
 LARGEST_PAGE = 2**26
 """Bytes of an earlier page that are looked at."""
 OF_A_MEAN = "Norms of ∂L/∂h_t are of a loss that is a mean over the batch."
@@ -67,11 +69,13 @@ def write(runs: Sequence[Run], out: Path) -> Written:
     _remove_earlier(out)
     groups = grouped(digests)
     kept = [digest.run for digest in digests]
-    files = ["runs.csv", "steps.csv"]
+    files = ["runs.csv"]
     tables.write_runs(out / "runs.csv", groups)
-    tables.write_steps(out / "steps.csv", digests)
-    if tables.write_measures(out / "measures.csv", digests):
-        files.append("measures.csv")
+    if len(digests) <= IN_STEPS:
+        files.append("steps.csv")
+        tables.write_steps(out / "steps.csv", digests)
+        if tables.write_measures(out / "measures.csv", digests):
+            files.append("measures.csv")
     with matplotlib.rc_context(STYLE):
         sections = [save(exhibit, out) for exhibit in _exhibits(groups, digests, unreadable)]
     title = f"{TITLE}{names(kept)[0] if len(kept) == 1 else f'{len(kept)} runs'}"
@@ -106,7 +110,7 @@ def _exhibits(
     groups: Sequence[Group], digests: Sequence[Digest], unreadable: dict[str, str]
 ) -> Iterable[Exhibit]:
     text = "Loss, and the gradient of the loss with respect to each hidden state of the last layer."
-    yield Exhibit(FIGURE, "At a glance", text, overview(digests))
+    yield Exhibit(FIGURE, "At a glance", text, overview(digests, groups))
     if len(digests) == 1:
         yield from one.exhibits(Reading(digests[0].run.path))
     else:
@@ -128,4 +132,12 @@ def _lead(digests: Sequence[Digest], groups: Sequence[Group]) -> str:
         status = digest.summary["status"]
         statuses[status] = statuses.get(status, 0) + 1
     ended = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-    return f"{len(digests)} runs of {len(groups)} set-ups: {ended}. {made} {OF_A_MEAN}"
+    steps = (
+        ""
+        if len(digests) <= IN_STEPS
+        else (
+            f" Of more than {IN_STEPS:,} runs, steps.csv and measures.csv are not written: the same"
+            " numbers are in each run's own files."
+        )
+    )
+    return f"{len(digests)} runs of {len(groups)} set-ups: {ended}. {made} {OF_A_MEAN}{steps}"

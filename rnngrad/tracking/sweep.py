@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ SUMMARY_RUN = "_summary"
 
 CURVES = 36
 """Settings that get curves: together with ``_summary`` itself under TensorBoard's 40 runs."""
+
+LINES = 1000
+"""Of a table at most; TensorBoard's page has to show them."""
 
 QUANTITIES = {
     "eval_loss": "evaluation loss",
@@ -73,6 +77,9 @@ def summarize(directory: str | Path, runs: Iterable[Run]) -> Path:
     return target
 
 
+_KEPT = ("status", "steps", "eval_loss", "chance_loss", "solved_at", "reason")
+
+
 class Trace:
     """What the summary needs of one run, read once.
 
@@ -82,9 +89,13 @@ class Trace:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.summary = run.summary
+        summary = run.summary
+        self.summary = {key: summary[key] for key in _KEPT}
+        run = Run(run.path)  # it keeps its configuration, and so is not kept
         try:
-            self.settings: dict[str, Value] = flatten(run.config)
+            self.settings: dict[str, Value] = {
+                intern(key): value for key, value in flatten(run.config).items()
+            }
             self.group = group_name(run.config)
         except OSError:
             self.settings, self.group = {}, run.path.name
@@ -279,7 +290,8 @@ def _median(group: Seeds, quantity: str, grid: Steps) -> Floats:
 def _texts(traces: Sequence[Trace], groups: Sequence[Seeds]) -> Iterator[tuple[str, str]]:
     yield "_summary/overview", _overview(traces, groups)
     yield "_summary/by_setting", _by_setting(traces)
-    yield "_summary/runs", verbatim(table([trace.run for trace in traces]) if traces else "no runs")
+    first = table([trace.run for trace in traces[:LINES]]) if traces else "no runs"
+    yield "_summary/runs", verbatim(first + _more(len(traces), "runs"))
 
 
 def _overview(traces: Sequence[Trace], groups: Sequence[Seeds]) -> str:
@@ -292,7 +304,8 @@ def _overview(traces: Sequence[Trace], groups: Sequence[Seeds]) -> str:
     lines = [
         f"{len(traces)} runs of {len(groups)} settings: {said}; {solved} solved the task.",
         "",
-        markdown_table(("setting", *_HEAD), [(g.name, *_row(g.traces)) for g in groups]),
+        markdown_table(("setting", *_HEAD), [(g.name, *_row(g.traces)) for g in groups[:LINES]])
+        + _more(len(groups), "settings"),
     ]
     if len(groups) > CURVES:
         lines += ["", f"The first {CURVES} have curves."]
@@ -314,7 +327,9 @@ def _by_setting(traces: Sequence[Trace]) -> str:
             order[str(value)] = value
     rows = []
     for key, values in members.items():
-        if len(values) > 1:
+        if len(values) > LINES:  # every run has one of its own: nothing to be taken together
+            rows.append((f"{key}: {len(values)} values", *_row(traces)))
+        elif len(values) > 1:
             for value in sorted(values, key=lambda name: _sortable(order[name])):
                 rows.append((f"{key}={value}", *_row(values[value])))
     return markdown_table(("key", *_HEAD), rows) if rows else "All runs have the same settings."
@@ -335,6 +350,11 @@ def _row(traces: Sequence[Trace]) -> tuple[str, ...]:
     loss = quantiles(np.array([[trace.final_loss] for trace in traces]))[1, 0]
     ratio = quantiles(np.array([[trace.final_ratio] for trace in traces]))[1, 0]
     return str(len(traces)), str(solved), str(wrong), _number(loss), _number(ratio)
+
+
+def _more(count: int, what: str) -> str:
+    """What to say of those beyond ``LINES``."""
+    return f"\n\nand {count - LINES} more {what}: see rnngrad-report" if count > LINES else ""
 
 
 def _number(value: float) -> str:
