@@ -16,12 +16,19 @@ from omegaconf.errors import OmegaConfBaseException
 from rnngrad.launcher import plain
 from rnngrad.parts import unknown_key
 
+EXTRAS = {"hydra/launcher=joblib": "joblib", "hydra/sweeper=optuna": "optuna"}
+"""What packages beside ours bring, and the extra of ours that installs them."""
+
 
 def explain(error: Exception, overrides: list[str]) -> str:
     """What is wrong with ``overrides``, for errors that take up to ten lines to say it."""
     text = str(error).split("Config search path")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
+    if found := re.search(r"Could not (?:find|load) '(hydra/\w+)/(\w+)'", first):
+        if extra := EXTRAS.get("=".join(found.groups())):
+            asked = [o for o in overrides if o.startswith(("engine=", "hydra/", "experiment="))]
+            return f"{asked[0] if asked else extra}: needs pip install 'rnngrad[{extra}]'"
     if found := re.search(r"Could not find '([^']+)/([^']*)'", first):
         group, name = found.groups()
         options = text.partition("Available options in")[2].partition(":")[2].split()

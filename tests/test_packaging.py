@@ -63,7 +63,7 @@ def test_the_wheel_holds_every_module_and_yaml_of_the_clone_and_one_name(install
     own = {n for n in listed(installed / "rnngrad") if not n.startswith(("tasks/", "conf/"))}
     assert own == listed(ROOT / "rnngrad")
     names = {p.name for p in installed.iterdir() if not p.name.endswith(".dist-info")}
-    assert names == {"rnngrad"}
+    assert names == {"rnngrad", "hydra_plugins"}
 
 
 @pytest.mark.parametrize("source", ["clone", "wheel"])

@@ -1,0 +1,1 @@
+"""Which runs a sweep has. The folder above is Hydra's: it looks for sweepers nowhere else."""
