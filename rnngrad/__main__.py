@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from rnngrad.composition import nothing_to_run
 from rnngrad.explain import explain
 from rnngrad.gate import sweeping
-from rnngrad.job import BAD_INPUT, DIVERGED, DONE, FAILED, IN_USE, attempt, say, train
+from rnngrad.job import BAD_INPUT, DIVERGED, DONE, FAILED, IN_USE, attempt, logging_to, say, train
 from rnngrad.launcher import (
     InUse,
     plain,
@@ -183,7 +183,7 @@ def resume(directory: Path, overrides: list[str]) -> int:
     def run() -> tuple[int, float]:
         return train(values, directory, again=True, steps=steps)
 
-    with _logging_to(directory / LOG):
+    with logging_to(directory / LOG):
         code, _ = attempt(run, directory, named)
         return _conclude([Outcome(code, directory, "")])
 
@@ -197,24 +197,6 @@ def _given(overrides: list[str]) -> dict[str, Any]:
             raise InputError(str(override.input_line), MISSING, "cannot stand beside resume=")
         given[key] = override.value()
     return given
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """The log of a run that Hydra did not start."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
-        with suppress(OSError):  # of what could not be written
-            handler.close()
 
 
 def _refuse(error: Exception, overrides: list[str]) -> int:

@@ -163,7 +163,7 @@ def objective_of(directory: Path) -> float:
     summary = _summary(directory)
     if summary.get("status") == "completed" and summary["eval_loss"] is not None:
         return float(summary["eval_loss"])
-    return 10 * summary.get("chance_loss", math.inf)
+    return 10 * float(summary.get("chance_loss", math.inf))
 
 
 def _training(

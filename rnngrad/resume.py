@@ -60,7 +60,7 @@ def planned_steps(directory: Path, summary: Mapping[str, Any], configured: int) 
     """
     from rnngrad.checkpoint import load
 
-    planned = summary.get("planned_steps")
+    planned: Any = summary.get("planned_steps")
     if not _can_be_planned(planned):
         try:
             planned = _steps(load(directory / CHECKPOINTS))

@@ -139,7 +139,7 @@ def _kind(training: Training) -> Hashable:
         return None
     if tbptt is not None and tbptt[1] < training.task.time_steps:
         return None
-    weight = rnn.weight_hh_l0
+    weight: Any = rnn.weight_hh_l0
     if not kernel_for(rnn.mode, weight, projected=rnn.proj_size > 0).takes_runs:
         return None
     return rnn.mode, rnn.num_layers, weight.shape, weight.dtype, rnn.bptt_clip
@@ -163,9 +163,8 @@ def _there_and_back(updates: Sequence[Update]) -> dict[Work, Exception]:
         kernel = kernel_for(rnn.mode, x, projected=False)
         ways, last = [], []
         for layer in range(rnn.num_layers):
-            weights = Weights(
-                *(_stacked(updates, f"{name}_l{layer}") for name in _PARAMETERS), None
-            )
+            names = [f"{name}_l{layer}" for name in (*_PARAMETERS, "weight_hr")]
+            weights = Weights(*[_stacked(updates, name) for name in names])
             h_0, *c_0 = (state[:, layer] for state in states)
             passed = kernel.forward(walk, x, h_0, c_0[0] if c_0 else None, weights, keep=True)
             ways.append(_Way(x, weights, passed.saved))
@@ -204,7 +203,7 @@ _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 def _stacked(updates: Sequence[Update], name: str) -> Any:
     """A parameter of the layers of all runs ``[R, ...]``, if they have it."""
-    parameters = [getattr(update.training.model.rnn, name, None) for update in updates]
+    parameters: Any = [getattr(update.training.model.rnn, name, None) for update in updates]
     return None if parameters[0] is None else torch.stack(parameters)
 
 

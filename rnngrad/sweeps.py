@@ -173,13 +173,12 @@ class _Composer:
         check_hydra(config)
         check_values(values, overrides_of(config, "task"))
         directory = directory_of(config, *DIRECTORY).absolute()
-        hydra = OmegaConf.to_container(config.hydra, resolve=False, enum_to_str=True)
-        assert isinstance(hydra, dict)
+        hydra: Any = OmegaConf.to_container(config.hydra, resolve=False, enum_to_str=True)
         return Job(number, overrides, values, directory, hydra), config
 
     def _common(self, job: Job, config: DictConfig, changes: Mapping[str, Any]) -> _Like | None:
         """What jobs have in common that differ in plain values; nothing if that is not clear."""
-        settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         if "${" in repr(OmegaConf.to_container(settings, resolve=False)):
             return None  # a value may depend on another
         for key, value in changes.items():

@@ -18,6 +18,7 @@ from rnngrad.optim import OPTIMS
 from rnngrad.runs import Run
 from rnngrad.stack import Stack
 from rnngrad.task import TASKS, Batch, Task
+from rnngrad.training import Update, Work
 from tests.sameness import Asked, composed, differences, everything, small, without_tensorboard
 from tests.small import documented, small_task
 
@@ -145,9 +146,12 @@ def test_recurrences_of_the_same_shape_are_one_call(
 ) -> None:
     sizes: list[int] = []
     together = stack._there_and_back
-    monkeypatch.setattr(
-        stack, "_there_and_back", lambda updates: sizes.append(len(updates)) or together(updates)
-    )
+
+    def counted(updates: Sequence[Update]) -> dict[Work, Exception]:
+        sizes.append(len(updates))
+        return together(updates)
+
+    monkeypatch.setattr(stack, "_there_and_back", counted)
     changes = [{"seed": seed, "optim.lr": 10.0**-seed, "clip": "value"} for seed in range(6)]
     stacked(runs(*changes, {"cell.hidden_size": 5}, {"clip": "norm"}, cell="rnn"), tmp_path)
     assert sizes == [7] * 12

@@ -20,8 +20,8 @@ ALWAYS = ("seed", "task.name", "cell.name", "clip.name")
 
 def write_runs(path: Path, groups: Sequence[Group]) -> None:
     """A row a run: its set-up, how it ended, and where its gradient stands at the end."""
-    keys = dict.fromkeys([*ALWAYS, *(key for group in groups for key in group.differs)])
-    keys = [key for key in keys if key != "run" and key != "variant"]
+    found = dict.fromkeys([*ALWAYS, *(key for group in groups for key in group.differs)])
+    keys = [key for key in found if key != "run" and key != "variant"]
 
     def rows() -> Iterator[dict[str, Any]]:  # made twice rather than kept
         for group in groups:
