@@ -14,12 +14,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from rnngrad.bptt import LayerRecord
 from rnngrad.bptt_clip import clip_of
@@ -62,7 +63,7 @@ class Stack:
         self._take, self._ended, self._room = take, ended, room
         self._asking: list[_Entry] = []
         self._optimizers = _Optimizers()
-        self._kinds: WeakKeyDictionary[Training, Hashable] = WeakKeyDictionary()
+        self._members: WeakKeyDictionary[Training, _Member] = WeakKeyDictionary()
         # runs that differ in something else than their seed train on the same batches
         self._batch = lru_cache(4 * room)(draw)
 
@@ -113,33 +114,57 @@ class Stack:
                     except Exception as error:
                         failed[update] = error
             else:
-                failed |= _there_and_back(updates)
+                members = [self._members[update.training] for update in updates]
+                failed |= _there_and_back(updates, members)
         return failed
 
     def _shape(self, update: Update) -> Hashable:
         """Updates of the same shape can be one call; ``None``: only alone."""
-        training = update.training
-        if training not in self._kinds:
-            self._kinds[training] = _kind(training)
-            training.draw = self._batch
-        kind = self._kinds[training]
+        member = self._members.get(update.training)
+        if member is None:
+            member = self._members[update.training] = _Member(update.training)
+            update.training.draw = self._batch
         recorded = update.recorded
-        if kind is None or (recorded is not None and any(recorded.values())):
+        if member.kind is None or (recorded is not None and any(recorded.values())):
             return None
-        return kind, update.inputs.shape, update.before is None, recorded is None
+        return member.kind, update.inputs.shape, update.before is None, recorded is None
+
+
+class _Member:
+    """What is asked of a training at every step and is always the same.
+
+    Asked of its modules, it takes as long as a small matrix product.
+
+    Attributes:
+        kind: Of its layers, all that is the same for one call; ``None`` if they have to be alone.
+            What is asked for this is asked of settings in ``rnngrad.stacking``.
+        layers: The parameters of each, as ``_PARAMETERS``.
+        readout: Of the model.
+    """
+
+    def __init__(self, training: Training) -> None:
+        rnn: Any = training.model.rnn
+        readout: Any = training.model.readout
+        self.readout: Callable[[Tensor], Tensor] = readout
+        if type(readout) is torch.nn.Linear:
+            self.readout = partial(linear, weight=readout.weight, bias=readout.bias)
+        self.kind = _kind(training)
+        self.layers: list[list[Any]] = []
+        if self.kind is not None:
+            self.layers = [
+                [getattr(rnn, f"{name}_l{layer}", None) for name in _PARAMETERS]
+                for layer in range(rnn.num_layers)
+            ]
 
 
 def _kind(training: Training) -> Hashable:
-    """Of a training's layers, all that is the same for one call; ``None`` if they have to be alone.
-
-    What is asked for here of the parts is asked for of settings in ``rnngrad.stacking``.
-    """
-    rnn, tbptt = training.model.rnn, training.tbptt
+    rnn: Any = training.model.rnn
+    tbptt = training.tbptt
     if not isinstance(rnn, RNN | LSTM | GRU) or rnn.recompute_segments != 1:
         return None
     if tbptt is not None and tbptt[1] < training.task.time_steps:
         return None
-    weight: Any = rnn.weight_hh_l0
+    weight = rnn.weight_hh_l0
     if not kernel_for(rnn.mode, weight, projected=rnn.proj_size > 0).takes_runs:
         return None
     return rnn.mode, rnn.num_layers, weight.shape, weight.dtype, rnn.bptt_clip
@@ -153,7 +178,7 @@ class _Way(NamedTuple):
     saved: tuple[Tensor, ...]
 
 
-def _there_and_back(updates: Sequence[Update]) -> dict[Work, Exception]:
+def _there_and_back(updates: Sequence[Update], members: Sequence[_Member]) -> dict[Work, Exception]:
     """What ``Update.alone`` does, for several of the same shape; those that failed, and why."""
     rnn: Any = updates[0].training.model.rnn
     walk, clip = Walk(len(updates[0].inputs)), clip_of(rnn)
@@ -163,15 +188,14 @@ def _there_and_back(updates: Sequence[Update]) -> dict[Work, Exception]:
         kernel = kernel_for(rnn.mode, x, projected=False)
         ways, last = [], []
         for layer in range(rnn.num_layers):
-            names = [f"{name}_l{layer}" for name in (*_PARAMETERS, "weight_hr")]
-            weights = Weights(*[_stacked(updates, name) for name in names])
+            weights = Weights(*_stacked([member.layers[layer] for member in members]))
             h_0, *c_0 = (state[:, layer] for state in states)
             passed = kernel.forward(walk, x, h_0, c_0[0] if c_0 else None, weights, keep=True)
             ways.append(_Way(x, weights, passed.saved))
             last.append([t for t in (passed.h_n, passed.c_n) if t is not None])
             x = passed.output
         final = [torch.stack(parts, 1) for parts in zip(*last, strict=True)]
-    grads, failed = _read_out(updates, x, final)
+    grads, failed = _read_out(updates, members, x, final)
     with torch.no_grad():
         top = updates[0].training.model.last_step_only
         incoming = Incoming(None if top else grads, grads if top else None, None)
@@ -181,10 +205,8 @@ def _there_and_back(updates: Sequence[Update]) -> dict[Work, Exception]:
                 x=layer > 0, ih=True, hh=True, hr=False, norms=logs, full=False, weight=False
             )
             back = kernel.backward(walk, *ways.pop(), incoming, wanted, clip)
-            for name, grad in zip(
-                _PARAMETERS, (back.ih, back.hh, back.b_ih, back.b_hh), strict=True
-            ):
-                _hand_out(updates, f"{name}_l{layer}", grad)
+            grads_of_layer = (back.ih, back.hh, back.b_ih, back.b_hh)
+            _hand_out([member.layers[layer] for member in members], grads_of_layer)
             if back.recording is not None:
                 if clip is not None and clip.site == "carry":
                     walk.clear_first(back.recording.clipped)  # nobody gets what is clipped there
@@ -198,20 +220,21 @@ def _there_and_back(updates: Sequence[Update]) -> dict[Work, Exception]:
     return failed
 
 
-_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 
-def _stacked(updates: Sequence[Update], name: str) -> Any:
-    """A parameter of the layers of all runs ``[R, ...]``, if they have it."""
-    parameters: Any = [getattr(update.training.model.rnn, name, None) for update in updates]
-    return None if parameters[0] is None else torch.stack(parameters)
+def _stacked(layers: Sequence[Sequence[Any]]) -> list[Any]:
+    """The parameters of one layer of all runs, ``[R, ...]`` each."""
+    columns = zip(*layers, strict=True)
+    return [None if column[0] is None else torch.stack(column) for column in columns]
 
 
-def _hand_out(updates: Sequence[Update], name: str, grads: Tensor | None) -> None:
-    """Gives each run its own ``[R, ...]`` of a parameter's gradients."""
-    if grads is not None:
-        for update, grad in zip(updates, grads.contiguous().unbind(), strict=True):
-            getattr(update.training.model.rnn, name).grad = grad
+def _hand_out(layers: Sequence[Sequence[Any]], grads: Sequence[Tensor | None]) -> None:
+    """Gives each run its own ``[R, ...]`` of a layer's gradients."""
+    for index, stacked in enumerate(grads):
+        if stacked is not None:
+            for parameters, grad in zip(layers, stacked.contiguous().unbind(), strict=True):
+                parameters[index].grad = grad
 
 
 def _initial_states(updates: Sequence[Update]) -> list[Tensor]:
@@ -229,12 +252,16 @@ def _initial_states(updates: Sequence[Update]) -> list[Tensor]:
 
 
 def _read_out(
-    updates: Sequence[Update], hidden: Tensor, final: Sequence[Tensor]
+    updates: Sequence[Update],
+    members: Sequence[_Member],
+    hidden: Tensor,
+    final: Sequence[Tensor],
 ) -> tuple[Tensor, dict[Work, Exception]]:
     """Each run's read-out and loss, and back to the layers.
 
     Args:
         updates: Get what they passed and their loss.
+        members: In the same order.
         hidden: Of the last layer ``[R, T, B, H]``.
         final: The last states ``[R, L, B, H]``.
 
@@ -242,21 +269,25 @@ def _read_out(
         What goes back into ``hidden``, or with ``last_step_only`` into the last layer's last
         state; 0 where it is not to go back. And the runs that failed.
     """
-    leaves, losses = [], []
+    top = updates[0].training.model.last_step_only
+    leaves = [
+        leaf.detach().requires_grad_() for leaf in (final[0][:, -1] if top else hidden).unbind()
+    ]
+    outgoing = hidden.unbind(), [part.unbind() for part in final]
+    losses: list[Tensor] = []
     failed: dict[Work, Exception] = {}
-    for r, update in enumerate(updates):
-        model, task = update.training.model, update.training.task
-        leaf = (final[0][r, -1] if model.last_step_only else hidden[r]).detach().requires_grad_()
-        leaves.append(leaf)
+    for r, (update, member, leaf) in enumerate(zip(updates, members, leaves, strict=True)):
         try:
-            outputs = model.readout(leaf)
-            loss = task.loss(outputs, update.targets)
+            outputs = member.readout(leaf)
+            loss = update.training.task.loss(outputs, update.targets)
             update.loss = loss.item()
         except Exception as error:
             failed[update] = error
             continue
-        state = tuple(part[r] for part in final)
-        update.passed = Passed(outputs.detach(), hidden[r], state if len(state) > 1 else state[0])
+        state = tuple(part[r] for part in outgoing[1])
+        update.passed = Passed(
+            outputs.detach(), outgoing[0][r], state if len(state) > 1 else state[0]
+        )
         if math.isfinite(update.loss):
             losses.append(loss)
     if losses:

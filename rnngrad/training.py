@@ -345,8 +345,11 @@ class Training:
 
     def _clip(self, update: Update) -> None:
         """What happens to a gradient before it is used, and what is seen of it."""
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        if update.observer is not None and all(grad.isfinite().all() for grad in grads):
+        if update.observer is not None and all(
+            parameter.grad.isfinite().all()
+            for parameter in self.parameters
+            if parameter.grad is not None
+        ):
             loss_of = partial(_loss_of, self.model, self.task, self.seed, update.step)
             update.remembered = update.observer.state_dict()
             update.observation = Observation(
@@ -427,7 +430,8 @@ class Training:
             progress.row = self._row(update)
         # what was only there to be measured would stay in memory while the next step runs
         update.observation = None
-        update.records = {name: layer.norms_only() for name, layer in update.records.items()}
+        if update.records:
+            update.records = {n: layer.norms_only() for n, layer in update.records.items()}
 
     def _conclude(self) -> None:
         """The evaluation that is owed, the row of metrics that waits for it, a checkpoint."""

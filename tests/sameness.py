@@ -68,7 +68,7 @@ def composed(changes: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for entry in config["defaults"]:
         ((group, name),) = entry.items() if isinstance(entry, dict) else (("", ""),)
-        if group not in ("", "experiment"):
+        if group and name is not None:
             values[group] = defaults(group, changes.get(group, name))
     values |= {key: config[key] for key in config if key not in ("defaults", "hydra")}
     for key, value in changes.items():

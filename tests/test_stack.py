@@ -147,9 +147,9 @@ def test_recurrences_of_the_same_shape_are_one_call(
     sizes: list[int] = []
     together = stack._there_and_back
 
-    def counted(updates: Sequence[Update]) -> dict[Work, Exception]:
+    def counted(updates: Sequence[Update], members: Any) -> dict[Work, Exception]:
         sizes.append(len(updates))
-        return together(updates)
+        return together(updates, members)
 
     monkeypatch.setattr(stack, "_there_and_back", counted)
     changes = [{"seed": seed, "optim.lr": 10.0**-seed, "clip": "value"} for seed in range(6)]

@@ -19,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from rnngrad.bptt import Tape, record
@@ -26,6 +27,7 @@ from rnngrad.nn import GRU, RNN, unroll
 from rnngrad.norms import log10_rms
 from rnngrad.runs import Run, find_runs
 from rnngrad.tracking import Result, Tracker, heatmap, log, summarize
+from rnngrad.tracking.events import _record
 from rnngrad.tracking.heatmap import picture
 from rnngrad.tracking.hparams import flatten, group_name
 from rnngrad.tracking.loop import KEPT, _Seen
@@ -708,3 +710,10 @@ def test_however_long_a_loop_is_its_first_and_last_profiles_are_kept(count: int)
     assert min(count, KEPT // 2) <= len(steps) <= KEPT
     assert field[:, 0].tolist() == steps.tolist()
     assert np.isnan(field[steps % 3 == 0, 1:]).all()
+
+
+@given(st.binary(max_size=300))
+def test_a_record_is_the_one_that_tensorboards_own_writer_makes(data: bytes) -> None:
+    expected = io.BytesIO()
+    RecordWriter(expected).write(data)
+    assert _record(data) == expected.getvalue()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rnngrad.kernels import sums
+
 
 def total_norm(grads: Sequence[Tensor], norm_type: float = 2.0) -> float:
     """The norm of all gradients as one vector, in float64.
@@ -23,6 +25,9 @@ def total_norm(grads: Sequence[Tensor], norm_type: float = 2.0) -> float:
     Returns:
         ``(Σ |g|^p)^(1/p)``; NaN if an entry is NaN.
     """
+    if norm_type == 2 and (norms := sums.tensor_norms(grads)) is not None:
+        # of infinity and NaN the hypotenuse is infinite
+        return math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)
     if norm_type in (1, 2, math.inf):  # the powers of others leave the range much earlier
         norm = _norm(grads, norm_type)
         if 1e-140 < norm < math.inf or math.isnan(norm):
@@ -35,6 +40,8 @@ def total_norm(grads: Sequence[Tensor], norm_type: float = 2.0) -> float:
 
 def tensor_norms(grads: Sequence[Tensor]) -> list[float]:
     """The L2 norm of each gradient, in float64, with the guarantees of ``total_norm``."""
+    if (compiled := sums.tensor_norms(grads)) is not None:
+        return compiled
     norms = _cpu(torch._foreach_norm(list(grads), 2.0, dtype=torch.float64)).tolist()
     return [
         norm if 1e-140 < norm < math.inf else total_norm([grad])

@@ -148,7 +148,7 @@ def _active(p, n, t, rows, first):
 
 
 @njit
-def _norm(p, address, count):
+def norm_of(p, address, count):
     """``‖v‖₂`` in float64, without under- or overflow on the way; NaN and infinity come through."""
     size, step = itemsize(p), lanes(p)
     pairs, full = count - count % (2 * step), count - count % step
@@ -403,7 +403,7 @@ def _clip(p, row):
     """Clips a row in place; see ``rowclip``. How many entries were clipped, or 1 for the row."""
     size, step, count, limit = itemsize(p), lanes(p), field(p, HIDDEN), real(p, CLIP_AT)
     if field(p, CLIP_BY_NORM) != 0:
-        norm = _norm(p, row, count)
+        norm = norm_of(p, row, count)
         if not limit < norm < math.inf:
             return 0
         for j in range(0, count, step):
@@ -595,11 +595,15 @@ def _through_time(gates: int, blocks: int, step_back: Any, leave: Any) -> Any:
                 if field(p, HIDDEN_NORM) != 0:
                     for b in range(n):
                         spot = spots + b * 8
-                        put_double(field(p, HIDDEN_NORM) + spot, _norm(p, delta + b * row, hidden))
-                        arrived = 0.0 if e == zeros else _norm(p, e + b * row, hidden)
+                        put_double(
+                            field(p, HIDDEN_NORM) + spot, norm_of(p, delta + b * row, hidden)
+                        )
+                        arrived = 0.0 if e == zeros else norm_of(p, e + b * row, hidden)
                         put_double(field(p, DIRECT_NORM) + spot, arrived)
                         if has_cell:
-                            put_double(field(p, CELL_NORM) + spot, _norm(p, cell + b * row, hidden))
+                            put_double(
+                                field(p, CELL_NORM) + spot, norm_of(p, cell + b * row, hidden)
+                            )
                 if field(p, HIDDEN_GRAD) != 0:
                     _copy(p, field(p, HIDDEN_GRAD) + here, delta, n * hidden)
                     if has_cell:

@@ -20,7 +20,7 @@ import torch
 from numba import types
 
 _COMPILING = threading.Lock()
-_COMPILED = ("activations", "vector", "product", "loops", "cells")
+_COMPILED = ("activations", "vector", "product", "loops", "cells", "sums")
 _ALIVE: list[Any] = []  # compiled code lives as long as its Python object
 
 
