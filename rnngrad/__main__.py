@@ -238,7 +238,7 @@ def _conclude(outcomes: list[Outcome]) -> int:
         if elsewhere := [o.directory.name for o in outcomes if o.code == IN_USE and sweep]:
             more = f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else ""
             say(f"going on elsewhere, and not waited for: {', '.join(elsewhere[:5])}{more}")
-        if waiting := sum(o.code is None for o in outcomes):
+        if waiting := sum(o.code is None or o.code > 128 for o in outcomes) * bool(sweep):
             say(f"{waiting} of {len(outcomes)} runs are yet to be done: the same command goes on")
     except OSError:  # nobody reads, or the disk is full: the runs are as good as they were
         sys.stdout = open(os.devnull, "w")

@@ -92,8 +92,8 @@ class Progress:
         of = "" if self._total is None else f" of {self._total}"
         parts = [f"{len(codes)}{of} runs done", *(f"{n} {what}" for what, n in counts.items() if n)]
         new = len(codes) - self._before + sum(running)
-        if new > 0 and self._total is not None:
-            left = max(0.0, self._total - self._before - new)
+        left = 0.0 if self._total is None else self._total - self._before - new
+        if new > 0 and left > 0:
             parts.append(f"about {in_words((time.monotonic() - self._begun) / new * left)} left")
         return "sweep: " + ", ".join(parts)
 

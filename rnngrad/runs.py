@@ -549,9 +549,10 @@ def typed(value: Any) -> str:
     )
 
 
-MOST_ROWS = 40
-"""Of a table of runs; of more runs those are shown that one asks about first."""
-_WRONG, _BEST, _SAMPLE = 20, 10, 200
+MOST_ROWS, WRONG_ROWS, BEST_ROWS = 40, 20, 10
+"""Of a table of runs; of more runs those that have failed or diverged, and the best."""
+SAMPLE = 200
+"""Runs among which it is looked for what tells the best from the others."""
 
 
 def overview(runs: Sequence[Run]) -> str:
@@ -563,18 +564,20 @@ def overview(runs: Sequence[Run]) -> str:
     summaries = [(run, run.summary) for run in runs]
     done = [(run, s["eval_loss"]) for run, s in summaries if s["status"] == "completed"]
     ranked = sorted(((r, loss) for r, loss in done if loss is not None), key=lambda item: item[1])
-    sample = [*runs][:: max(1, len(runs) // _SAMPLE)]
+    sample = [*runs][:: max(1, len(runs) // SAMPLE)]
     shown = [*runs]
     lines = []
     if len(runs) > MOST_ROWS:
         wrong = [run for run, s in summaries if s["status"] in ("failed", "diverged")]
         statuses = [str(s["status"]) for _, s in summaries]
         counts = {status: statuses.count(status) for status in sorted({*statuses})}
-        shown = [*wrong[:_WRONG], *(run for run, _ in ranked[:_BEST])]
+        shown = [*wrong[:WRONG_ROWS], *(run for run, _ in ranked[:BEST_ROWS])]
         said = ", ".join(f"{count} {status}" for status, count in counts.items())
         lines.append(f"{len(runs)} runs: {printable(said)}")
-        if len(wrong) > _WRONG:
-            lines.append(f"the first {_WRONG} that failed or diverged, and the {_BEST} best:")
+        if len(wrong) > WRONG_ROWS:
+            lines.append(
+                f"the first {WRONG_ROWS} that failed or diverged, and the {BEST_ROWS} best:"
+            )
     if shown:
         lines.append(table(shown))
     if ranked:

@@ -82,6 +82,7 @@ BAD = [
     ("+foo=1", "foo=1: no such key"),
     ("++optim.lrr=3", "optim.lrr=3: no such key; did you mean optim.lr?"),
     ("+cell._target_=os.system", "cell._target_=os.system: no such key"),
+    ("dry_run=maybe", "dry_run=maybe: must be true or false"),
     ("trainer.steps=0", "trainer.steps=0: must be an integer >= 1"),
     ("trainer.steps=-3", "trainer.steps=-3: must be an integer >= 1"),
     ("trainer.steps=abc", "trainer.steps=abc: must be an integer >= 1"),

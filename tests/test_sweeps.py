@@ -25,7 +25,7 @@ from rnngrad.launcher import plain, register_run_name, stored_texts
 from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
 from rnngrad.parts import InputError
 from rnngrad.progress import Progress, in_words
-from rnngrad.runs import MOST_ROWS, SUMMARY, Run, find_runs, overview
+from rnngrad.runs import SUMMARY, Run, find_runs, overview
 from rnngrad.sweeps import Job, compose_jobs
 
 from .sweeps import make_run
@@ -93,7 +93,7 @@ def sweeps(draw: st.DrawFn) -> list[list[str]]:
 
 
 @given(sweeps())
-@settings(max_examples=8, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=5, deadline=None, suppress_health_check=[*HealthCheck])
 @pytest.mark.usefixtures("loaded")
 def test_a_job_is_the_same_however_many_are_composed_with_it(lines: list[list[str]]) -> None:
     config, loader = sweep()
@@ -304,14 +304,16 @@ def test_a_dry_run_tells_of_the_runs_and_writes_nothing(
     before = snapshot(tmp_path)
     code, said = command(*sweep, *TINY, "dry_run=true")
     assert code == 0 and "1 completed, to stay as they are" in said and snapshot(tmp_path) == before
-    code, said = command(*sweep, *TINY, "dry_run=maybe")
-    assert code == 2 and "dry_run=maybe: must be true or false" in said
 
 
 # How it ends
 
 
-def test_of_many_runs_the_table_shows_what_went_wrong_and_the_best(tmp_path: Path) -> None:
+def test_of_many_runs_the_table_shows_what_went_wrong_and_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rnngrad.runs.MOST_ROWS", 8)
+    monkeypatch.setattr("rnngrad.runs.BEST_ROWS", 3)
     runs = [
         make_run(
             tmp_path / f"adding_gru_norm_s{i}",
@@ -322,10 +324,10 @@ def test_of_many_runs_the_table_shows_what_went_wrong_and_the_best(tmp_path: Pat
             measures=False,
             diverges=i in (3, 7),
         )
-        for i in range(MOST_ROWS + 5)
+        for i in range(10)
     ]
     lines = overview(runs).splitlines()
-    assert lines[0] == "45 runs: 43 completed, 2 diverged" and len(lines) == 1 + 2 + 2 + 10 + 1
+    assert lines[0] == "10 runs: 8 completed, 2 diverged" and len(lines) == 1 + 2 + 2 + 3 + 1
     least = min(run.summary["eval_loss"] or 9.0 for run in runs)
     assert lines[-1].startswith("best: adding_gru_norm_s") and f"{least:.4g}" in lines[-1]
     assert "optim.lr=0.004" in lines[-1]
@@ -340,8 +342,8 @@ def test_a_line_says_how_far_a_sweep_is(tmp_path: Path, monkeypatch: pytest.Monk
     ledger = Ledger(tmp_path / "ledger")
     note([Outcome(code, paths[2 + i], "runs") for i, code in enumerate((0, 3, 1))])
     make_run(paths[5], steps=20, measures=False)
-    stored = json.loads((paths[5] / SUMMARY).read_text())
-    (paths[5] / SUMMARY).write_text(json.dumps(stored | {"status": "running"}))
+    summary = json.loads((paths[5] / SUMMARY).read_text())
+    (paths[5] / SUMMARY).write_text(json.dumps(summary | {"status": "running"}))
     outcomes = ledger.outcomes()
     assert [o.code for o in outcomes] == [0, 0, 0, 3, 1, None, None, None, None]
     said = progress.line(outcomes)
