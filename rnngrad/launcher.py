@@ -146,12 +146,16 @@ def refuse_other_run(directory: Path, values: Mapping[str, Any], key: str) -> No
     stored = directory / CONFIG
     if not stored.exists():
         return
+    same = dict.fromkeys(NOT_OF_THE_RUN)
     try:
-        there = flat(read_config(stored))
+        there = read_config(stored) | same
     except (OSError, ValueError):
         raise InputError(key, directory, f"its {CONFIG} cannot be read") from None
-    here = flat(values)
-    for name in sorted((there.keys() | here.keys()) - NOT_OF_THE_RUN):
+    here = {**values} | same
+    if there == here:
+        return
+    there, here = flat(there), flat(here)
+    for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             longer = f", or go on: rnngrad resume=DIR {name}=N" if name == "trainer.steps" else ""
             raise InputError(
