@@ -12,6 +12,7 @@ run: .venv/installed
 	@$(BIN)/rnngrad-report runs/first_look
 
 test: .venv/installed-test
+	$(BIN)/python -m tests.compiled
 	$(BIN)/python -m pytest
 
 test-slow: .venv/installed-test
