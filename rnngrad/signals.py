@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-_WATCHED = [
+WATCHED = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 
@@ -52,7 +52,7 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             try:
-                for number in _WATCHED:
+                for number in WATCHED:
                     before = signal.getsignal(number)
                     if before is not signal.SIG_IGN and before is not None:
                         self._before[number] = before

@@ -1,0 +1,1 @@
+"""Runs of a sweep in joblib's processes."""
