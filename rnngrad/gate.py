@@ -18,6 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from rnngrad.dry_run import DryRun
@@ -77,6 +78,7 @@ class Gate(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _leaving():
+            _check_launcher(config.hydra.launcher)
             loader = GlobalHydra.instance().config_loader()
             assert isinstance(loader, ConfigLoaderImpl)
             freeze(loader)
@@ -115,6 +117,13 @@ class Gate(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         # Hydra keeps them to the end of the sweep: a quarter of a megabyte a job
         job_return.cfg = job_return.hydra_cfg = None
+
+
+def _check_launcher(settings: DictConfig) -> None:
+    """Has a launcher of ours check its settings: when it is to launch, a directory is made."""
+    check = getattr(get_class(settings._target_), "check", None)
+    if check is not None:
+        check(**{str(key): value for key, value in settings.items() if key != "_target_"})
 
 
 @contextmanager

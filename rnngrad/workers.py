@@ -51,8 +51,12 @@ def read_jobs(path: Path) -> list[Job]:
 
 
 def run_processes(
-    jobs: Sequence[Job], shares: Sequence[Share], sweep: str, plugins: Sequence[str]
-) -> int | None:
+    jobs: Sequence[Job],
+    shares: Sequence[Share],
+    sweep: str,
+    plugins: Sequence[str],
+    signals: Signals,
+) -> None:
     """Trains the jobs in processes of one thread; their outcomes are in the ledger then.
 
     Args:
@@ -60,47 +64,35 @@ def run_processes(
         shares: Of each process.
         sweep: The directory of the sweep.
         plugins: Modules with parts of the user's own.
-
-    Returns:
-        The number of the signal that has ended it, if one has.
+        signals: Says when all are to save their runs and leave.
     """
     path = os.pathsep.join(filter(None, sys.path))
     environment = os.environ | ONE_THREAD | {"PYTHONPATH": path}
-    with tempfile.TemporaryDirectory() as folder, Signals() as signals:
+    with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder, "jobs.json")
         write_jobs(listed, jobs)
-        processes = []
-        for share in shares:
-            arguments = [str(listed), sweep, ",".join(plugins), *map(str, astuple(share))]
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "rnngrad.workers", *arguments],
-                    env=environment,
-                    stdin=subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C comes to this process, which passes it on
-                )
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "rnngrad.workers"]
+                + [str(listed), sweep, ",".join(plugins), *map(str, astuple(share))],
+                env=environment,
+                stdin=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C comes to this process, which passes it on
             )
-        told = False
-        if hasattr(signal, "SIGUSR2"):  # a cluster's time is nearly up
-            before = signal.signal(signal.SIGUSR2, lambda *_: signals.stop(signal.SIGTERM))
-        while any(process.poll() is None for process in processes):
-            if signals() and not told:
-                told = True
-                for process in processes:
-                    _tell(process, signals.number)
+            for share in shares
+        ]
+        while any(process.poll() is None for process in processes) and not signals():
             time.sleep(0.05)
-        signal.signal(signal.SIGUSR2, before)
+        for process in processes:
+            assert process.stdin is not None
+            with process.stdin as told, suppress(OSError):  # it may have ended
+                told.write(str(signals.number or 0).encode())
+        for process in processes:
+            process.wait()
         if not signals():
             codes = ", ".join(str(process.returncode) for process in processes)
             note_lost(jobs, sweep, f"processes (with {codes})")
-        return signals.number
-
-
-def _tell(process: subprocess.Popen[bytes], number: int | None) -> None:
-    assert process.stdin is not None
-    with suppress(OSError):  # it has ended
-        process.stdin.write(str(number).encode())
-        process.stdin.close()
 
 
 def note_lost(jobs: Sequence[Job], sweep: str, who: str) -> None:
@@ -119,6 +111,8 @@ def note_lost(jobs: Sequence[Job], sweep: str, who: str) -> None:
 def run_task(folder: str, sweep: str, plugins: Sequence[str], share: Share) -> None:
     """One task of a cluster: as many processes as it was given cores.
 
+    When its time is nearly up, which SIGUSR2 says, it saves its runs and leaves.
+
     Args:
         folder: Has the list of jobs, and gets the outcomes.
         sweep: The directory of the sweep.
@@ -131,7 +125,12 @@ def run_task(folder: str, sweep: str, plugins: Sequence[str], share: Share) -> N
         replace(share, index=share.index * cores + core, of=share.of * cores)
         for core in range(cores)
     ]
-    run_processes(read_jobs(Path(folder, "jobs.json")), shares, sweep, plugins)
+    with Signals() as signals:
+        before = signal.signal(signal.SIGUSR2, lambda *_: signals.stop(signal.SIGTERM))
+        try:
+            run_processes(read_jobs(Path(folder, "jobs.json")), shares, sweep, plugins, signals)
+        finally:
+            signal.signal(signal.SIGUSR2, before)
 
 
 def main(arguments: Sequence[str]) -> None:

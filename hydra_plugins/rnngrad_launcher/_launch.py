@@ -15,29 +15,37 @@ from omegaconf import DictConfig
 from hydra_plugins.rnngrad_launcher._slurm import run_array
 from rnngrad.job import objective_of, say
 from rnngrad.parts import COUNT, InputError
+from rnngrad.signals import Signals
 from rnngrad.stacking import Share, grouped, said
 from rnngrad.sweeps import Job, compose_jobs
 from rnngrad.workers import run_processes
 
-Run = Callable[[Sequence[Job], Sequence[Share], str, Sequence[str]], int | None]
-"""Has the jobs trained by processes of these shares; the signal that has ended it, if any."""
+Run = Callable[[Sequence[Job], Sequence[Share], str, Sequence[str], Signals], None]
+"""Has the jobs trained by processes of these shares; see ``workers.run_processes``."""
 
 
-def shares(count: int, max_stack: int, memory_mib: float) -> list[Share]:
-    """Of so many processes, each with these limits."""
-    return [Share(index, count, max_stack, memory_mib * 2**20) for index in range(count)]
-
-
-def check(**settings: object) -> None:
-    """That settings of a launcher are numbers they can be."""
-    for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value not in COUNT:
-            raise InputError(f"hydra.launcher.{name}", value, f"must be a number {COUNT}")
+def here(processes: int | None, max_stack: int, memory_mib: float) -> tuple[list[Share], Run]:
+    """The shares of processes on this machine, and who runs them; as of ``StackedLauncher``."""
+    count = cores() if processes is None else processes
+    _check(processes=count, max_stack=max_stack, memory_mib=memory_mib)
+    return _shares(count, max_stack, memory_mib), run_processes
 
 
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _shares(count: int, max_stack: int, memory_mib: float) -> list[Share]:
+    """Of so many processes, each with these limits."""
+    return [Share(index, count, max_stack, memory_mib * 2**20) for index in range(count)]
+
+
+def _check(**settings: object) -> None:
+    """That settings of a launcher are numbers that they can be."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value not in COUNT:
+            raise InputError(f"hydra.launcher.{name}", value, f"must be a number {COUNT}")
 
 
 def on_slurm(
@@ -51,8 +59,8 @@ def on_slurm(
     max_stack: int,
     memory_mib: float,
 ) -> tuple[list[Share], Run]:
-    """The shares of an array's tasks, and who runs it; parameters are ``SlurmLauncher``'s."""
-    check(
+    """The shares of an array's tasks, and who runs them; as of ``SlurmLauncher``."""
+    _check(
         tasks=tasks,
         cpus_per_task=cpus_per_task,
         timeout_min=timeout_min,
@@ -61,6 +69,11 @@ def on_slurm(
     )
     if cluster not in ("slurm", "local"):
         raise InputError("hydra.launcher.cluster", cluster, "must be one of slurm, local")
+    try:
+        import submitit  # noqa: F401
+    except ImportError:
+        allowed = "needs submitit: pip install 'rnngrad[slurm]'"
+        raise InputError("hydra/launcher", "slurm", allowed) from None
     settings = {"name": "rnngrad", "timeout_min": timeout_min, "cpus_per_task": cpus_per_task}
     if cluster == "slurm":
         settings |= {
@@ -70,7 +83,7 @@ def on_slurm(
             "slurm_partition": partition,
         }
     run = partial(run_array, cluster=cluster, settings=settings)
-    return shares(tasks, max_stack, memory_mib), run
+    return _shares(tasks, max_stack, memory_mib), run
 
 
 def launch(
@@ -79,7 +92,7 @@ def launch(
     overrides: Sequence[Sequence[str]],
     first: int,
     processes: Sequence[Share],
-    run: Run = run_processes,
+    run: Run,
 ) -> list[JobReturn]:
     """Has all jobs trained, and returns what a sweeper wants of each.
 
@@ -92,9 +105,10 @@ def launch(
     for line in said(grouped(jobs)):
         say(line)
     plugins = list(jobs[0].values.get("plugins") or []) if jobs else []
-    number = run(jobs, processes, sweep, plugins)
-    if number is not None:
-        raise SystemExit(128 + number)
+    with Signals() as signals:
+        run(jobs, processes, sweep, plugins, signals)
+    if signals.number is not None:
+        raise SystemExit(128 + signals.number)
     return [
         JobReturn(
             overrides=list(job.overrides),

@@ -11,7 +11,6 @@ from typing import Any
 
 from rnngrad.job import say
 from rnngrad.outcomes import Ledger, Outcome, note
-from rnngrad.parts import InputError
 from rnngrad.signals import Signals
 from rnngrad.stacking import Share
 from rnngrad.sweeps import Job
@@ -26,10 +25,11 @@ def run_array(
     shares: Sequence[Share],
     sweep: str,
     plugins: Sequence[str],
+    signals: Signals,
     *,
     cluster: str,
     settings: Mapping[str, Any],
-) -> int | None:
+) -> None:
     """Has the jobs trained by an array of tasks; as ``workers.run_processes``.
 
     Args:
@@ -37,37 +37,33 @@ def run_array(
         shares: Of each task.
         sweep: The directory of the sweep; ``.slurm`` in it keeps the list, logs and outcomes.
         plugins: Modules with parts of the user's own.
+        signals: Says when the array is to be cancelled, which saves its runs.
         cluster: ``slurm``, or ``local`` for processes on this machine, all at once.
         settings: As submitit names them.
     """
-    try:
-        import submitit
-    except ImportError:
-        allowed = "needs submitit: pip install 'rnngrad[slurm]'"
-        raise InputError("hydra/launcher", "slurm", allowed) from None
+    import submitit
+
     folder = Path(sweep, ".slurm", f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}").absolute()
     folder.mkdir(parents=True)
     write_jobs(folder / "jobs.json", jobs)
     executor = submitit.AutoExecutor(folder=folder / "log", cluster=cluster)
     executor.update_parameters(**settings)
-    with Signals() as signals:
-        count = len(shares)
-        tasks = executor.map_array(
-            run_task, [str(folder)] * count, [str(sweep)] * count, [[*plugins]] * count, shares
-        )
-        array = _Array(tasks, cluster)
-        say(f"submitted {count} tasks as {array.name}; their logs are in {folder / 'log'}")
-        relay, cancelled = _Relay(folder / "outcomes"), False
-        while array.is_there():
-            relay()
-            if signals() and not cancelled:
-                cancelled = True
-                array.cancel()
-            time.sleep(POLL)
+    count = len(shares)
+    tasks = executor.map_array(
+        run_task, [str(folder)] * count, [str(sweep)] * count, [[*plugins]] * count, shares
+    )
+    array = _Array(tasks, cluster)
+    say(f"submitted {count} tasks as {array.name}; their logs are in {folder / 'log'}")
+    relay, cancelled = _Relay(folder / "outcomes"), False
+    while array.is_there():
         relay()
-        if not signals():
-            note_lost(jobs, sweep, f"tasks of {array.name}")
-        return signals.number
+        if signals() and not cancelled:
+            cancelled = True
+            array.cancel()
+        time.sleep(POLL)
+    relay()
+    if not signals():
+        note_lost(jobs, sweep, f"tasks of {array.name}")
 
 
 class _Array:

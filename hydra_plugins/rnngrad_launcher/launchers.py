@@ -54,8 +54,19 @@ class StackedLauncher(Launcher):
         memory_mib: MiB that the states and gates of these may take.
     """
 
-    def __init__(self, processes: Any, max_stack: Any, memory_mib: Any) -> None:
-        self.processes, self.max_stack, self.memory_mib = processes, max_stack, memory_mib
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    @staticmethod
+    def check(**settings: Any) -> Any:
+        """The shares of the processes, and who runs them.
+
+        Raises:
+            InputError: A setting is not allowed.
+        """
+        from hydra_plugins.rnngrad_launcher import _launch
+
+        return _launch.here(**settings)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -67,14 +78,12 @@ class StackedLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         from hydra_plugins.rnngrad_launcher import _launch
 
-        count = _launch.cores() if self.processes is None else self.processes
-        _launch.check(processes=count, max_stack=self.max_stack, memory_mib=self.memory_mib)
-        shares = _launch.shares(count, self.max_stack, self.memory_mib)
         loader = self.context.config_loader
-        return _launch.launch(self.config, loader, job_overrides, initial_job_idx, shares)
+        processes = self.check(**self.settings)
+        return _launch.launch(self.config, loader, job_overrides, initial_job_idx, *processes)
 
 
-class SlurmLauncher(Launcher):
+class SlurmLauncher(StackedLauncher):
     """Trains stacks in the tasks of an array job, which share one list of runs.
 
     Args:
@@ -88,19 +97,8 @@ class SlurmLauncher(Launcher):
         memory_mib: MiB that the states and gates of these may take.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        self.context, self.config = hydra_context, config
-
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
+    @staticmethod
+    def check(**settings: Any) -> Any:
         from hydra_plugins.rnngrad_launcher import _launch
 
-        loader = self.context.config_loader
-        shares, run = _launch.on_slurm(**self.settings)
-        return _launch.launch(self.config, loader, job_overrides, initial_job_idx, shares, run)
+        return _launch.on_slurm(**settings)
