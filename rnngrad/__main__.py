@@ -35,6 +35,7 @@ from rnngrad.launcher import (
 from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
 from rnngrad.parts import MISSING, InputError, NothingUsable
 from rnngrad.resume import (
+    HOW_OFTEN_SAVED,
     refuse_other_overrides,
     stored_config,
 )
@@ -160,7 +161,8 @@ def resume(directory: Path, overrides: list[str]) -> int:
 
     Args:
         directory: Of the run; its configuration is taken from there.
-        overrides: What may stand beside: ``trainer.steps``, ``strict``, ``plugins``.
+        overrides: What may stand beside: ``trainer.steps``, ``HOW_OFTEN_SAVED``, ``strict``,
+            ``plugins``.
     """
     from rnngrad.config import experiment, load_plugins
 
@@ -175,10 +177,10 @@ def resume(directory: Path, overrides: list[str]) -> int:
     longer = {"steps": given.pop("trainer.steps")} if "trainer.steps" in given else None
     values["strict"] = given.pop("strict", False)
     experiment(values)
+    values["trainer"] |= {k.partition(".")[2]: given.pop(k) for k in HOW_OFTEN_SAVED if k in given}
     refuse_other_overrides(given, values, directory)
-    steps = None
-    if longer is not None:
-        steps = experiment(values | {"trainer": values["trainer"] | longer}).trainer.steps
+    trainer = experiment(values | {"trainer": values["trainer"] | (longer or {})}).trainer
+    steps = None if longer is None else trainer.steps
 
     def run() -> tuple[int, float]:
         return train(values, directory, again=True, steps=steps)

@@ -164,7 +164,7 @@ def _kind(training: Training) -> Hashable:
         return None
     if tbptt is not None and tbptt[1] < training.task.time_steps:
         return None
-    weight = rnn.weight_hh_l0
+    weight: Any = rnn.weight_hh_l0
     if not kernel_for(rnn.mode, weight, projected=rnn.proj_size > 0).takes_runs:
         return None
     return rnn.mode, rnn.num_layers, weight.shape, weight.dtype, rnn.bptt_clip

@@ -28,7 +28,7 @@ from tests.test_command import TINY, Command, command
 __all__ = ["command", "processes"]
 
 ALONE = Share(0, 1, 16, 2.0**30)
-HYDRA = {"job": {}, "overrides": {"task": []}, "runtime": {}}
+HYDRA: dict[str, Any] = {"job": {}, "overrides": {"task": []}, "runtime": {}}
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,8 @@ class Joblib(Launcher):
                 config=self._config,
             )
             try:
-                return launcher.launch(job_overrides, initial_job_idx)
+                returned: Sequence[JobReturn] = launcher.launch(job_overrides, initial_job_idx)
+                return returned
             except BrokenProcessPool:
                 return self._lost(job_overrides, initial_job_idx)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ FIRST = 2
 """Fields before the tensors': how many these are, and where their norms go."""
 
 
-def tensor_norms_kernel(p):  # type: ignore[no-untyped-def]
+def tensor_norms_kernel(p: Any) -> None:
     """The L2 norms of tensors, each given by two fields: its address and its number of elements."""
     for i in range(field(p, 0)):
         place = FIRST + 2 * i
