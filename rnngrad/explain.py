@@ -101,4 +101,4 @@ def _keys(overrides: list[str]) -> list[str]:
     inner = [
         f"{group}.{key}" for group, node in keys.items() if isinstance(node, dict) for key in node
     ]
-    return [*keys, "experiment", *(key for key in inner if not key.endswith(".name"))]
+    return [*keys, "experiment", "engine", *(key for key in inner if not key.endswith(".name"))]

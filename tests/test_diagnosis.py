@@ -77,7 +77,8 @@ def config(**changes: Any) -> dict[str, Any]:
     base = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text(encoding="utf-8"))
     made: dict[str, Any] = {"seed": 0, "device": "cpu"}
     for entry in base["defaults"]:
-        if isinstance(entry, dict) and (group := next(iter(entry))) != "experiment":
+        if isinstance(entry, dict) and [*entry.values()] != [None]:
+            group = next(iter(entry))
             made[group] = part(group, changes.pop(group, entry[group]))
     made["task"] |= {"length": 30}
     made["cell"] |= {"hidden_size": 5}
