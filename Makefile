@@ -13,7 +13,7 @@ run: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/python -m tests.compiled
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow

@@ -141,12 +141,22 @@ def main(arguments: Sequence[str]) -> None:
 
     listed, sweep, plugins, index, of, most, memory = arguments
     named = [name for name in plugins.split(",") if name]
+    _raise_limit_of_files()
     torch.set_num_threads(1)
     with Signals() as signals:
         threading.Thread(target=_watch, args=[signals], daemon=True).start()
         load_plugins({"plugins": named}, ["plugins="])
         share = Share(int(index), int(of), int(most), float(memory))
         work(read_jobs(Path(listed)), share, sweep, named, signals)
+
+
+def _raise_limit_of_files() -> None:
+    """To what the system allows: a run has eight files open, and a stack may have many runs."""
+    with suppress(ImportError, ValueError, OSError):  # not on Windows
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _watch(signals: Signals) -> None:

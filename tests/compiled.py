@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+from rnngrad.kernels import sums
 from rnngrad.kernels.cells import CELLS
 from rnngrad.kernels.fused import FusedKernel
 
@@ -14,6 +15,7 @@ PARTS = ("product", "forward", "backward", "backward with clipping")
 def main(*dtypes: str) -> None:
     """Those of a dtype, or each dtype's in a process of its own."""
     if dtypes:
+        sums.tensor_norms([torch.ones(1, dtype=getattr(torch, dtypes[0]))])
         for mode in CELLS:
             for part in PARTS:
                 FusedKernel(mode)._compiled(getattr(torch, dtypes[0]), part)
