@@ -6,6 +6,7 @@ import csv
 import itertools
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -561,16 +562,16 @@ def overview(runs: Sequence[Run]) -> str:
     A line a run for up to 40; of more runs their numbers by status, up to 20 that have failed or
     diverged, and the 10 with the least evaluation loss.
     """
-    summaries = [(run, run.summary) for run in runs]
-    done = [(run, s["eval_loss"]) for run, s in summaries if s["status"] == "completed"]
+    # of a hundred thousand summaries there is no room for more
+    ends = [(run, s["status"], s["eval_loss"]) for run in runs for s in [run.summary]]
+    done = [(run, loss) for run, status, loss in ends if status == "completed"]
     ranked = sorted(((r, loss) for r, loss in done if loss is not None), key=lambda item: item[1])
     sample = [*runs][:: max(1, len(runs) // SAMPLE)]
     shown = [*runs]
     lines = []
     if len(runs) > MOST_ROWS:
-        wrong = [run for run, s in summaries if s["status"] in ("failed", "diverged")]
-        statuses = [str(s["status"]) for _, s in summaries]
-        counts = {status: statuses.count(status) for status in sorted({*statuses})}
+        wrong = [run for run, status, _ in ends if status in ("failed", "diverged")]
+        counts = Counter(sorted(str(status) for _, status, _ in ends))
         shown = [*wrong[:WRONG_ROWS], *(run for run, _ in ranked[:BEST_ROWS])]
         said = ", ".join(f"{count} {status}" for status, count in counts.items())
         lines.append(f"{len(runs)} runs: {printable(said)}")
