@@ -117,7 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found: dict[str, float] = {}
         with tempfile.TemporaryDirectory() as temporary:
             for launcher in sweep.launchers:
-                if launcher == "joblib" and not importlib.util.find_spec("joblib"):
+                if launcher == "joblib" and not importlib.util.find_spec(
+                    "hydra_plugins.hydra_joblib_launcher"
+                ):
                     print("  joblib    not installed: pip install 'rnngrad[joblib]'")
                     continue
                 folder = Path(temporary, launcher)

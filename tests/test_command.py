@@ -373,6 +373,10 @@ def test_every_word_of_the_menu_runs_from_the_command_line(
     group: str, name: str, command: Command, tmp_path: Path
 ) -> None:
     word = f"{group}={name}"
+    if word == "engine=joblib":
+        pytest.importorskip(
+            "hydra_plugins.hydra_joblib_launcher", reason="needs pip install 'rnngrad[joblib]'"
+        )
     small = [key for key in TINY if not (group == "task" and key.startswith("task."))]
     if group == "experiment":  # brings sizes of its own
         small = [key for key in small if key.startswith("trainer.")]
@@ -734,7 +738,7 @@ def test_a_signal_ends_the_run_after_its_step_with_everything_logged(
     (path,) = find_runs(tmp_path)
     run = Run(path)
     assert run.summary["status"] == "interrupted"
-    assert run.metrics["step"][-1] == run.summary["steps"] > 30
+    assert run.metrics["step"][-1] == run.summary["steps"] >= 30
 
 
 def test_two_processes_never_write_to_one_directory(tmp_path: Path) -> None:

@@ -286,7 +286,11 @@ def run_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What lies in a run's directory, by path."""
     folder = tmp_path_factory.mktemp("trained") / "there"
     words = [*TINY, "trainer.log_every=1", "trainer.clip_audit=[norm]", f"hydra.run.dir={folder}"]
+    handlers = logging.root.handlers[:]
     assert said(words)[0] == 0
+    for handler in {*logging.root.handlers} - {*handlers}:
+        logging.root.removeHandler(handler)
+        handler.close()
     files = (path for path in folder.glob("**/*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 

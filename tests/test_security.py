@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 import re
 import shutil
@@ -110,7 +111,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "there"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["rnngrad", *TINY, f"hydra.run.dir={folder}"])
+        handlers = logging.root.handlers[:]
         assert run_command() == 0
+        for handler in {*logging.root.handlers} - {*handlers}:
+            logging.root.removeHandler(handler)
+            handler.close()
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}))
     return folder
@@ -285,7 +290,9 @@ def test_only_our_own_callback_is_named_as_code_in_configurations() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if "_target_" in line
     }
-    assert named == {"_target_: rnngrad.gate.Gate"}
+    ours = "_target_: rnngrad.gate.Gate"
+    assert ours in named
+    assert all(line.startswith("_target_: hydra_plugins.rnngrad_") for line in named - {ours})
 
 
 def test_no_page_tells_anyone_to_open_tensorboard_to_the_network() -> None:
