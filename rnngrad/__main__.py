@@ -32,7 +32,7 @@ from rnngrad.launcher import (
     register_run_name,
     stored_texts,
 )
-from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
+from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, forget, note
 from rnngrad.parts import MISSING, InputError, NothingUsable
 from rnngrad.resume import (
     HOW_OFTEN_SAVED,
@@ -69,6 +69,7 @@ def _command() -> int:
         _arguments()
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder, "outcomes")
+            forget()
             ledger = Ledger(path)
             # with HYDRA_FULL_ERROR it raises its errors instead of printing six lines and exiting
             raised = _environment(HYDRA_FULL_ERROR="1", **{OUTCOMES: str(path)})

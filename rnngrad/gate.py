@@ -35,7 +35,7 @@ from rnngrad.launcher import (
     short,
 )
 from rnngrad.outcomes import Outcome, note
-from rnngrad.parts import MISSING, InputError
+from rnngrad.parts import MISSING, InputError, unknown_key
 from rnngrad.progress import Progress
 from rnngrad.runs import FINISHED
 from rnngrad.sweeps import DIRECTORY, Job, compose_jobs
@@ -122,8 +122,15 @@ class Gate(Callback):
 def _check_launcher(settings: DictConfig) -> None:
     """Has a launcher of ours check its settings: when it is to launch, a directory is made."""
     check = getattr(get_class(settings._target_), "check", None)
+    given = {str(key): value for key, value in settings.items() if key != "_target_"}
     if check is not None:
-        check(**{str(key): value for key, value in settings.items() if key != "_target_"})
+        known = get_class(settings._target_).SETTINGS
+        for key in given.keys() - known:
+            typed = [f"hydra.launcher.{name}" for name in known]
+            raise InputError(
+                f"hydra.launcher.{key}", given[key], unknown_key(f"hydra.launcher.{key}", typed)
+            )
+        check(**given)
 
 
 @contextmanager

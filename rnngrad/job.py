@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -100,6 +100,8 @@ def works(
     again: bool = False,
     steps: int | None = None,
     stacked: bool = False,
+    shares_streams: bool = False,
+    held: AbstractContextManager[None] | None = None,
 ) -> Generator[Work, None, tuple[int, float]]:
     """As ``train``, but asks its caller for the work, as ``Training.works`` does.
 
@@ -110,13 +112,15 @@ def works(
         texts: What ``train`` is given, made when it is needed.
         again: There must be a checkpoint.
         steps: What ``trainer.steps`` is to be raised to.
-        stacked: Other runs train in this process at the same time.
+        stacked: It is one of many in this process, which say no more of themselves than they must.
+        shares_streams: Other runs train in this process at the same time.
+        held: Is entered and left while the run's lock is held.
     """
     from rnngrad.config import experiment
     from rnngrad.diagnosis import diagnose_run
 
     spec = experiment(values)
-    with lock_directory(directory):
+    with lock_directory(directory, 0 if stacked else 0.3), held or nullcontext():
         if not again:  # a sweep's directories were looked at before its first run began
             refuse_other_run(directory, values, "hydra.run.dir")
         if not (directory / CONFIG).exists():
@@ -148,7 +152,7 @@ def works(
                 say=told,
             )
         with ExitStack() as opened:
-            training = _training(spec, values, directory, signals, loaded, opened, stacked)
+            training = _training(spec, values, directory, signals, loaded, opened, shares_streams)
             if loaded is not None:
                 told.log()
                 _note(f"{short(directory)} goes on after step {loaded.step}")
@@ -173,7 +177,7 @@ def _training(
     signals: Signals,
     loaded: Loaded | None,
     opened: ExitStack,
-    stacked: bool,
+    shares_streams: bool,
 ) -> Training:
     """A run's training, from the beginning or from a checkpoint; its tracker is opened."""
     from rnngrad.checkpoint import rewind
@@ -202,7 +206,7 @@ def _training(
         settings=spec.settings,
         # nothing of ours draws from the global streams: where several runs share them, each saves
         # them as they are if it is alone
-        before=seed if stacked else None,
+        before=seed if shares_streams else None,
     )
     training = spec.training(tracker, saver=saver, should_stop=signals)
     if loaded is not None:

@@ -191,11 +191,15 @@ def store_texts(directory: Path, texts: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def lock_directory(directory: Path) -> Iterator[None]:
+def lock_directory(directory: Path, wait: float = 0.3) -> Iterator[None]:
     """The right to write to a run directory, inside ``with``.
 
     The system takes it back from a process that dies, so that what the file says of one that has
     died, or whose number is somebody else's by now, does not matter.
+
+    Args:
+        directory: Of the run.
+        wait: Seconds for who holds it to let go.
 
     Raises:
         InUse: Another process holds it.
@@ -206,7 +210,7 @@ def lock_directory(directory: Path) -> Iterator[None]:
     lock = FileLock(path)
     with naming(path):
         try:
-            lock.acquire(timeout=0.3, poll_interval=0.05)  # who only looks holds it for a moment
+            lock.acquire(timeout=wait, poll_interval=0.05)  # who only looks holds it for a moment
         except Timeout:
             by = f" (process {owner})" if owner.isdigit() else ""
             raise InUse(

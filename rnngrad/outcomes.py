@@ -39,6 +39,11 @@ def note(outcomes: Iterable[Outcome]) -> None:
         _UNWRITTEN.extend(lines)
 
 
+def forget() -> None:
+    """Begins anew: what could not be written was of another command."""
+    _UNWRITTEN.clear()
+
+
 class Ledger:
     """Reads what has been noted, as far as it has.
 
@@ -49,10 +54,19 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path, self._read = path, 0
         self._outcomes: dict[Path, Outcome] = {}
-        _UNWRITTEN.clear()
 
     def outcomes(self) -> list[Outcome]:
         """One of each job, in the order of the sweep."""
+        self._read_on()
+        return [*self._outcomes.values()]
+
+    def is_done(self, directory: Path) -> bool:
+        """Whether the job in a directory has ended."""
+        self._read_on()
+        outcome = self._outcomes.get(directory)
+        return outcome is not None and outcome.code is not None
+
+    def _read_on(self) -> None:
         lines: list[str] = []
         if self._path.exists():
             with open(self._path, "rb") as file:
@@ -69,4 +83,3 @@ class Ledger:
                     self._outcomes.setdefault(outcome.directory, outcome)
                 else:
                     self._outcomes[outcome.directory] = outcome
-        return [*self._outcomes.values()]

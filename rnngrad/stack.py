@@ -62,10 +62,10 @@ class Stack:
     ) -> None:
         self._take, self._ended, self._room = take, ended, room
         self._asking: list[_Entry] = []
-        self._optimizers = _Optimizers()
+        self._optimizers = _Optimizers(2 * room)
         self._members: WeakKeyDictionary[Training, _Member] = WeakKeyDictionary()
         # runs that differ in something else than their seed train on the same batches
-        self._batch = lru_cache(4 * room)(draw)
+        self._batch = lru_cache(2 * room)(draw)
 
     def run(self) -> None:
         """Until there is no run left, and none to take."""
@@ -108,15 +108,20 @@ class Stack:
                 groups[self._shape(work)].append(work)
         for shape, updates in groups.items():
             if shape is None or len(updates) == 1:
-                for update in updates:
-                    try:
-                        update.alone()
-                    except Exception as error:
-                        failed[update] = error
+                failed |= _alone(updates)
             else:
-                members = [self._members[update.training] for update in updates]
-                failed |= _there_and_back(updates, members)
+                failed |= self._together(updates)
         return failed
+
+    def _together(self, updates: Sequence[Update]) -> dict[Work, Exception]:
+        """Updates of the same shape in one call; if that fails, whoever can does it alone."""
+        try:
+            return _there_and_back(updates, [self._members[u.training] for u in updates])
+        except Exception:
+            for update in updates:
+                for parameter in update.training.parameters:
+                    parameter.grad = None
+            return _alone(updates)
 
     def _shape(self, update: Update) -> Hashable:
         """Updates of the same shape can be one call; ``None``: only alone."""
@@ -128,6 +133,17 @@ class Stack:
         if member.kind is None or (recorded is not None and any(recorded.values())):
             return None
         return member.kind, update.inputs.shape, update.before is None, recorded is None
+
+
+def _alone(updates: Sequence[Update]) -> dict[Work, Exception]:
+    """Each by itself; those that failed, and why."""
+    failed: dict[Work, Exception] = {}
+    for update in updates:
+        try:
+            update.alone()
+        except Exception as error:
+            failed[update] = error
+    return failed
 
 
 class _Member:
@@ -308,9 +324,14 @@ def _record(updates: Sequence[Update], layer: int, recording: Recording) -> None
 
 
 class _Optimizers:
-    """Steps of several optimisers in one call for those of the same kind and settings."""
+    """Steps of several optimisers in one call for those of the same kind and settings.
 
-    def __init__(self) -> None:
+    Args:
+        kept: Groups of them that are remembered.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
         self._merged: dict[tuple[int, ...], tuple[Any, Sequence[torch.optim.Optimizer]]] = {}
 
     def step(self, steps: Iterable[Step]) -> dict[Work, Exception]:
@@ -328,9 +349,11 @@ class _Optimizers:
 
     def _of(self, optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
         """An optimiser of all parameters of several, which works on their own states."""
+        if len(optimizers) == 1:
+            return optimizers[0]
         key = tuple(map(id, optimizers))
         if key not in self._merged:
-            if len(self._merged) > 16:  # of stacks that are no more
+            if len(self._merged) > self._kept:  # of stacks that are no more
                 self._merged.clear()
             # the originals are kept, so that no other object gets their number
             self._merged[key] = _merged(optimizers), optimizers

@@ -8,15 +8,17 @@ cluster can work on the same runs, and when one of them dies another one goes on
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnngrad.job import ended, logging_to, works
+from rnngrad.job import FAILED, ended, logging_to, say, works
 from rnngrad.launcher import InUse
 from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
 from rnngrad.runs import LOG
@@ -153,21 +155,18 @@ class Claims:
         self._signals, self._sweep, self._plugins = signals, sweep, plugins
         self._ledger = Ledger(Path(os.environ[OUTCOMES]))
         self._queue: list[Job] = []
+        self._together = False
         self.elsewhere: list[Job] = []
 
-    def offer(self, jobs: Iterable[Job]) -> None:
-        """Jobs to be taken, the first one first."""
-        self._queue = [*reversed([*jobs])]
+    def offer(self, jobs: Iterable[Job], *, together: bool) -> None:
+        """Jobs to be taken, the first one first; ``together`` if several train at a time."""
+        self._queue, self._together = [*reversed([*jobs])], together
 
     def take(self) -> tuple[Job, Works] | None:
         """The next run that has no outcome yet."""
-        if not self._queue:
-            return None
-        ended = {o.directory for o in self._ledger.outcomes() if o.code is not None}
         while self._queue and not self._signals():
             job = self._queue.pop()
-            if job.directory not in ended:
-                job.directory.mkdir(parents=True, exist_ok=True)
+            if not self._ledger.is_done(job.directory):
                 return job, self._logged(job)
         return None
 
@@ -177,21 +176,42 @@ class Claims:
             self.elsewhere.append(job)
             return
         if result is None:
-            with logging_to(job.directory / LOG):
-                result = ended(error, job.directory, self._plugins)
+            try:
+                with logging_to(job.directory / LOG):
+                    result = ended(error, job.directory, self._plugins)
+            except OSError:  # not even a log can be written
+                say(f"failed: {error}")
+                result = FAILED, math.inf
         note([Outcome(result[0], job.directory, self._sweep)])
 
     def _logged(self, job: Job) -> Works:
         """A run with a log of its own, while others train in the same process."""
         from rnngrad.stack import ADVANCING
 
-        values, own = dict(job.values), job.directory / LOG
-        with logging_to(own, only=lambda: ADVANCING.get() is job):
+        job.directory.mkdir(parents=True, exist_ok=True)
+        with logging_to(job.directory / LOG, only=lambda: ADVANCING.get() is job):
             return (
                 yield from works(
-                    values, job.directory, self._signals, texts=job.texts, stacked=True
+                    dict(job.values),
+                    job.directory,
+                    self._signals,
+                    texts=job.texts,
+                    stacked=True,
+                    shares_streams=self._together,
+                    held=self._held(job),
                 )
             )
+
+    @contextmanager
+    def _held(self, job: Job) -> Iterator[None]:
+        """Notes a failure before another process can take the run and try it again."""
+        if self._ledger.is_done(job.directory):
+            raise InUse(f"{job.directory}: has just been trained elsewhere")
+        try:
+            yield
+        except (Exception, SystemExit):
+            note([Outcome(FAILED, job.directory, self._sweep)])
+            raise
 
 
 def work(
@@ -211,7 +231,7 @@ def work(
     claims = Claims(signals, sweep, plugins)
     while jobs and not signals():
         for group in grouped(jobs):
-            claims.offer(share.first(group.jobs))
+            claims.offer(share.first(group.jobs), together=not group.alone)
             Stack(claims.take, claims.ended, share.room(group)).run()
         jobs, claims.elsewhere = claims.elsewhere, []
         if jobs and not signals():

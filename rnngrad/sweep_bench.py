@@ -97,7 +97,7 @@ def largest_difference(folder: Path, other: Path) -> float:
         for one, two in zip(*rows, strict=True):
             for key in ("loss", "grad_norm_pre", "grad_norm_post"):
                 a, b = float(one[key]), float(two[key])
-                largest = max(largest, abs(a - b) / max(abs(a), abs(b), 1e-300))
+                largest = max(abs(a - b) / max(abs(a), abs(b), 1e-300), largest)  # NaN too
     return largest
 
 

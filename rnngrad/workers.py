@@ -1,12 +1,13 @@
 """Processes that share the runs of a sweep: a core each, and one list of jobs in a file.
 
-``python -m rnngrad.workers`` is one of them. It is told to stop by the end of its standard input,
-which also comes when the process that has started it is no more.
+One of them is told to stop by the end of its standard input, which also comes when the process that
+has started it is no more.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,19 +15,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 
-from rnngrad.job import FAILED, say
+from rnngrad.job import DIVERGED, DONE, FAILED, say
 from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
+from rnngrad.runs import SUMMARY, read_summary
 from rnngrad.signals import Signals
 from rnngrad.stacking import Share, work
 from rnngrad.sweeps import Job
 
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 """Of the environment of a process that is one of several, a core each."""
+
+_PROGRAM = (  # not -m, with which the current folder would come before everything else
+    "import sys; del sys.path[0]; from rnngrad.workers import main; main(sys.argv[1:])"
+)
 
 
 def write_jobs(path: Path, jobs: Sequence[Job]) -> None:
@@ -66,22 +72,11 @@ def run_processes(
         plugins: Modules with parts of the user's own.
         signals: Says when all are to save their runs and leave.
     """
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = os.environ | ONE_THREAD | {"PYTHONPATH": path}
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder, "jobs.json")
         write_jobs(listed, jobs)
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "rnngrad.workers"]
-                + [str(listed), sweep, ",".join(plugins), *map(str, astuple(share))],
-                env=environment,
-                stdin=subprocess.PIPE,
-                bufsize=0,
-                start_new_session=True,  # Ctrl-C comes to this process, which passes it on
-            )
-            for share in shares
-        ]
+        with _ignored_usr2():
+            processes = _started(listed, shares, sweep, plugins)
         while any(process.poll() is None for process in processes) and not signals():
             time.sleep(0.05)
         for process in processes:
@@ -90,22 +85,61 @@ def run_processes(
                 told.write(str(signals.number or 0).encode())
         for process in processes:
             process.wait()
-        if not signals():
-            codes = ", ".join(str(process.returncode) for process in processes)
-            note_lost(jobs, sweep, f"processes (with {codes})")
+        codes = [process.returncode for process in processes]
+        if any(codes) and not signals():
+            say(f"processes of the sweep have died (exit codes {', '.join(map(str, codes))})")
 
 
-def note_lost(jobs: Sequence[Job], sweep: str, who: str) -> None:
-    """Notes as failed the jobs that have no outcome after all who trained them have ended."""
-    outcomes = Ledger(Path(os.environ[OUTCOMES])).outcomes()
-    done = {outcome.directory for outcome in outcomes if outcome.code is not None}
-    lost = [job for job in jobs if job.directory not in done]
-    if lost:
-        say(
-            f"the sweep's {who} have ended before {len(lost)} of {len(jobs)} runs were done: the "
-            "same command goes on"
+def _started(
+    listed: Path, shares: Sequence[Share], sweep: str, plugins: Sequence[str]
+) -> list[subprocess.Popen[bytes]]:
+    path = os.pathsep.join(filter(None, sys.path))
+    common = [str(listed), sweep, ",".join(plugins)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, *common, *map(str, astuple(share))],
+            env=os.environ | ONE_THREAD | {"PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C comes to this process, which passes it on
         )
-        note(Outcome(FAILED, job.directory, sweep) for job in lost)
+        for share in shares
+    ]
+
+
+@contextmanager
+def _ignored_usr2() -> Iterator[None]:
+    """Who is started inside ignores SIGUSR2, which a cluster sends to all: it is told by us."""
+    if not hasattr(signal, "SIGUSR2"):
+        yield
+        return
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def note_lost(jobs: Sequence[Job], sweep: str) -> None:
+    """Notes how the jobs stand that have no outcome after all who trained them have ended."""
+    ledger = Ledger(Path(os.environ[OUTCOMES]))
+    lost = [job for job in jobs if not ledger.is_done(job.directory)]
+    outcomes = [Outcome(_standing(job.directory), job.directory, sweep) for job in lost]
+    note(outcomes)
+    if count := sum(outcome.code == FAILED for outcome in outcomes):
+        say(
+            f"nobody is left to train {count} of {len(jobs)} runs: see what was said above; the "
+            "same command goes on with them"
+        )
+
+
+def _standing(directory: Path) -> int:
+    """The exit code that goes with a run's summary: the ledger may have had no room."""
+    try:
+        status = read_summary(directory / SUMMARY)["status"]
+    except (OSError, ValueError):
+        return FAILED
+    return {"completed": DONE, "diverged": DIVERGED}.get(status, FAILED)
 
 
 def run_task(folder: str, sweep: str, plugins: Sequence[str], share: Share) -> None:
@@ -143,6 +177,8 @@ def main(arguments: Sequence[str]) -> None:
     named = [name for name in plugins.split(",") if name]
     _raise_limit_of_files()
     torch.set_num_threads(1)
+    logging.getLogger().setLevel(logging.INFO)  # of what runs log to files of their own
+    logging.raiseExceptions = False  # a full disk's tracebacks
     with Signals() as signals:
         threading.Thread(target=_watch, args=[signals], daemon=True).start()
         load_plugins({"plugins": named}, ["plugins="])
@@ -163,7 +199,3 @@ def _watch(signals: Signals) -> None:
     """Until standard input ends, and then has everything saved and left."""
     number = os.read(0, 9)  # not through sys.stdin, whose lock a thread at its end would hold
     signals.stop(int(number) if number.isdigit() else signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from rnngrad.clipping import CLIPS
 from rnngrad.job import DONE, FAILED, train
 from rnngrad.launcher import lock_directory
 from rnngrad.outcomes import OUTCOMES, Ledger
@@ -148,19 +149,47 @@ def test_a_run_that_fails_has_its_traceback_in_its_own_log(
         assert Run(job.directory).summary["status"] == "failed"
 
 
+def test_a_run_that_draws_from_the_global_streams_is_trained_as_it_is_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = CLIPS.load()["norm"].clip_
+
+    def noisy(rule: Any, gradient: Any, state: Any) -> Any:
+        for grad in gradient.grads:
+            grad.mul_(torch.rand(()))
+        return clip(rule, gradient, state)
+
+    monkeypatch.setattr(CLIPS["norm"], "clip_", noisy)
+    changes = {"plugins": ["os"], "trainer.checkpoint_every": 3, "clip": "norm"}
+    (stacked,) = jobs(tmp_path / "stacked", changes)
+    (alone,) = jobs(tmp_path / "alone", changes)
+    with Signals() as signals:
+        work([stacked], ALONE, str(tmp_path), ["os"], signals)
+    alone.directory.mkdir(parents=True)
+    train(dict(alone.values), alone.directory, texts=alone.texts())
+    assert differences(everything(stacked.directory), everything(alone.directory)) == []
+
+
+def test_a_directory_that_cannot_be_made_is_one_runs_failure(tmp_path: Path, ledger: Path) -> None:
+    listed = jobs(tmp_path, *SEEDS[:2])
+    (tmp_path / "0").touch()
+    with Signals() as signals:
+        work(listed, ALONE, str(tmp_path), [], signals)
+    assert codes(ledger) == {"0": FAILED, "1": DONE}
+
+
 def test_a_run_that_somebody_else_has_is_waited_for_and_then_taken(
     tmp_path: Path, ledger: Path
 ) -> None:
     listed = jobs(tmp_path, *SEEDS[:2])
     listed[0].directory.mkdir()
-    held, free = threading.Event(), threading.Event()
+    held = threading.Event()
 
     def hold() -> None:
         with lock_directory(listed[0].directory):
             held.set()
             while not codes(ledger):  # until the other run is done
                 time.sleep(0.01)
-        free.set()
 
     holder = threading.Thread(target=hold)
     holder.start()
@@ -168,17 +197,20 @@ def test_a_run_that_somebody_else_has_is_waited_for_and_then_taken(
     with Signals() as signals:
         work(listed, ALONE, str(tmp_path), [], signals)
     holder.join()
-    assert free.is_set() and codes(ledger) == {"1": DONE, "0": DONE}
+    assert [*codes(ledger).items()] == [("1", DONE), ("0", DONE)]
 
 
 def test_two_processes_share_a_list_and_none_is_trained_twice(tmp_path: Path, ledger: Path) -> None:
     listed = jobs(tmp_path, *SEEDS)
-    pid = os.fork()
-    with Signals() as signals:
-        work(listed, Share(0 if pid else 1, 2, 1, 2.0**30), str(tmp_path), [], signals)
-    if not pid:
-        os._exit(0)
-    os.waitpid(pid, 0)
+    pid, code = os.fork(), 1
+    try:
+        with Signals() as signals:
+            work(listed, Share(0 if pid else 1, 2, 1, 2.0**30), str(tmp_path), [], signals)
+        code = 0
+    finally:
+        if not pid:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
     assert codes(ledger) == dict.fromkeys("0123", DONE)
     # who goes on with a run begins another file
     assert [len(list(job.directory.glob("*tfevents*"))) for job in listed] == [1] * 4
@@ -197,12 +229,9 @@ def test_what_nobody_is_left_to_train_has_failed(
     listed = jobs(tmp_path, *SEEDS[:2])
     with Signals() as signals:
         work(listed[:1], ALONE, str(tmp_path), [], signals)
-    note_lost(listed, str(tmp_path), "processes (with -9)")
+    note_lost(listed, str(tmp_path))
     assert codes(ledger) == {"0": DONE, "1": FAILED}
-    assert (
-        "have ended before 1 of 2 runs were done: the same command goes on"
-        in capsys.readouterr().err
-    )
+    assert "nobody is left to train 1 of 2 runs" in capsys.readouterr().err
 
 
 def test_a_sweep_as_stacks_leaves_what_hydras_own_launcher_leaves(
@@ -251,8 +280,8 @@ def test_a_sweep_of_stacks_that_is_interrupted_goes_on(
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("hydra.launcher.processes=0", "hydra.launcher.processes=0: must be a number >= 1"),
-        ("hydra.launcher.max_stack=many", "hydra.launcher.max_stack=many: must be a number >= 1"),
+        ("hydra.launcher.processes=0", "hydra.launcher.processes=0: must be an integer >= 1"),
+        ("hydra.launcher.max_stack=many", "hydra.launcher.max_stack=many: must be an integer >= 1"),
     ],
 )
 def test_a_setting_that_is_none_is_refused_in_one_line(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,33 @@ from rnngrad.parts import COUNT, InputError
 from rnngrad.signals import Signals
 from rnngrad.stacking import Share, grouped, said
 from rnngrad.sweeps import Job, compose_jobs
-from rnngrad.workers import run_processes
+from rnngrad.workers import note_lost, run_processes
 
 Run = Callable[[Sequence[Job], Sequence[Share], str, Sequence[str], Signals], None]
 """Has the jobs trained by processes of these shares; see ``workers.run_processes``."""
 
 
-def here(processes: int | None, max_stack: int, memory_mib: float) -> tuple[list[Share], Run]:
-    """The shares of processes on this machine, and who runs them; as of ``StackedLauncher``."""
+@dataclass(frozen=True)
+class How:
+    """How many processes there are at most, what each takes on, and who runs them."""
+
+    processes: int
+    max_stack: int
+    memory_mib: float
+    run: Run
+
+    def shares(self, jobs: int) -> list[Share]:
+        """Of the processes, no more than jobs."""
+        count = min(self.processes, max(1, jobs))
+        memory = self.memory_mib * 2**20
+        return [Share(index, count, self.max_stack, memory) for index in range(count)]
+
+
+def here(*, processes: int | None, max_stack: int, memory_mib: float) -> How:
+    """Processes on this machine; parameters are ``StackedLauncher``'s."""
     count = cores() if processes is None else processes
     _check(processes=count, max_stack=max_stack, memory_mib=memory_mib)
-    return _shares(count, max_stack, memory_mib), run_processes
+    return How(count, max_stack, memory_mib, run_processes)
 
 
 def cores() -> int:
@@ -36,16 +54,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _shares(count: int, max_stack: int, memory_mib: float) -> list[Share]:
-    """Of so many processes, each with these limits."""
-    return [Share(index, count, max_stack, memory_mib * 2**20) for index in range(count)]
-
-
 def _check(**settings: object) -> None:
     """That settings of a launcher are numbers that they can be."""
     for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value not in COUNT:
-            raise InputError(f"hydra.launcher.{name}", value, f"must be a number {COUNT}")
+        if isinstance(value, bool) or not isinstance(value, int) or value not in COUNT:
+            raise InputError(f"hydra.launcher.{name}", value, f"must be an integer {COUNT}")
 
 
 def on_slurm(
@@ -58,8 +71,8 @@ def on_slurm(
     additional: Mapping[str, Any],
     max_stack: int,
     memory_mib: float,
-) -> tuple[list[Share], Run]:
-    """The shares of an array's tasks, and who runs them; as of ``SlurmLauncher``."""
+) -> How:
+    """Tasks of an array; parameters are ``SlurmLauncher``'s."""
     _check(
         tasks=tasks,
         cpus_per_task=cpus_per_task,
@@ -73,7 +86,18 @@ def on_slurm(
         import submitit  # noqa: F401
     except ImportError:
         allowed = "needs submitit: pip install 'rnngrad[slurm]'"
-        raise InputError("hydra/launcher", "slurm", allowed) from None
+        raise InputError("engine", "slurm", allowed) from None
+    if cluster == "slurm" and shutil.which("sbatch") is None:
+        allowed = (
+            "needs sbatch of Slurm's on the PATH; hydra.launcher.cluster=local tries it without"
+        )
+        raise InputError("engine", "slurm", allowed)
+    if not isinstance(additional, Mapping):
+        allowed = "must be a mapping {OPTION: VALUE}"
+        raise InputError("hydra.launcher.additional", additional, allowed)
+    for name, value in {**additional, "partition": partition}.items():
+        if not f"{name}{value}".isprintable():  # a new line would be one of the batch script
+            raise InputError("hydra.launcher.additional", name, "must be printable")
     settings = {"name": "rnngrad", "timeout_min": timeout_min, "cpus_per_task": cpus_per_task}
     if cluster == "slurm":
         settings |= {
@@ -83,7 +107,7 @@ def on_slurm(
             "slurm_partition": partition,
         }
     run = partial(run_array, cluster=cluster, settings=settings)
-    return _shares(tasks, max_stack, memory_mib), run
+    return How(tasks, max_stack, memory_mib, run)
 
 
 def launch(
@@ -91,8 +115,7 @@ def launch(
     loader: ConfigLoader,
     overrides: Sequence[Sequence[str]],
     first: int,
-    processes: Sequence[Share],
-    run: Run,
+    how: How,
 ) -> list[JobReturn]:
     """Has all jobs trained, and returns what a sweeper wants of each.
 
@@ -106,8 +129,10 @@ def launch(
         say(line)
     plugins = list(jobs[0].values.get("plugins") or []) if jobs else []
     with Signals() as signals:
-        run(jobs, processes, sweep, plugins, signals)
-    if signals.number is not None:
+        how.run(jobs, how.shares(len(jobs)), sweep, plugins, signals)
+    if signals.number is None:
+        note_lost(jobs, sweep)
+    else:
         raise SystemExit(128 + signals.number)
     return [
         JobReturn(

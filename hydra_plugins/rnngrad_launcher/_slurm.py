@@ -14,10 +14,10 @@ from rnngrad.outcomes import Ledger, Outcome, note
 from rnngrad.signals import Signals
 from rnngrad.stacking import Share
 from rnngrad.sweeps import Job
-from rnngrad.workers import note_lost, run_task, write_jobs
+from rnngrad.workers import run_task, write_jobs
 
-POLL = 1.0
-"""Seconds from one look at the array to the next."""
+POLL, ASK = 1.0, 5.0
+"""Seconds from one look at the outcomes to the next, and from one question to the cluster."""
 
 
 def run_array(
@@ -62,8 +62,6 @@ def run_array(
             array.cancel()
         time.sleep(POLL)
     relay()
-    if not signals():
-        note_lost(jobs, sweep, f"tasks of {array.name}")
 
 
 class _Array:
@@ -75,11 +73,15 @@ class _Array:
     def __init__(self, tasks: Sequence[Any], cluster: str) -> None:
         self._tasks, self._cluster = tasks, cluster
         self.name = str(tasks[0].job_id).partition("_")[0]
+        self._asked = time.monotonic()
 
     def is_there(self) -> bool:
         """Whether a task is waiting, running or just ending."""
         if self._cluster == "local":
             return not all(task.done() for task in self._tasks)
+        if time.monotonic() - self._asked < ASK:
+            return True
+        self._asked = time.monotonic()
         asked = subprocess.run(
             ["squeue", "-h", "-r", "-j", self.name, "-o", "%i"], capture_output=True, text=True
         )

@@ -54,12 +54,14 @@ class StackedLauncher(Launcher):
         memory_mib: MiB that the states and gates of these may take.
     """
 
+    SETTINGS = frozenset(Stacked.__dataclass_fields__) - {"_target_"}
+
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
 
     @staticmethod
     def check(**settings: Any) -> Any:
-        """The shares of the processes, and who runs them.
+        """The settings, checked.
 
         Raises:
             InputError: A setting is not allowed.
@@ -79,8 +81,8 @@ class StackedLauncher(Launcher):
         from hydra_plugins.rnngrad_launcher import _launch
 
         loader = self.context.config_loader
-        processes = self.check(**self.settings)
-        return _launch.launch(self.config, loader, job_overrides, initial_job_idx, *processes)
+        how = self.check(**self.settings)
+        return _launch.launch(self.config, loader, job_overrides, initial_job_idx, how)
 
 
 class SlurmLauncher(StackedLauncher):
@@ -96,6 +98,8 @@ class SlurmLauncher(StackedLauncher):
         max_stack: Runs that a process trains at a time, at most.
         memory_mib: MiB that the states and gates of these may take.
     """
+
+    SETTINGS = frozenset(Slurm.__dataclass_fields__) - {"_target_"}
 
     @staticmethod
     def check(**settings: Any) -> Any:
