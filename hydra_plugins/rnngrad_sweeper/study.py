@@ -54,6 +54,7 @@ class Study(Sweeper):
     def _go_on(self) -> int:
         """Asks again for the trials that nobody is at any more; how many are finished."""
         from optuna import create_study
+        from optuna.samplers import BaseSampler
         from optuna.trial import TrialState
 
         study = create_study(
@@ -67,4 +68,6 @@ class Study(Sweeper):
             if trial.state == TrialState.RUNNING:
                 study.tell(trial.number, state=TrialState.FAIL)
                 study.enqueue_trial(trial.params)
+        if trials and isinstance(self._sweeper.sampler, BaseSampler):
+            self._sweeper.sampler.reseed_rng()  # else it would choose as at first once more
         return sum(trial.state == TrialState.COMPLETE for trial in trials)
