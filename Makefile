@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: run test test-slow test-resume test-browser docs lint clean
+.PHONY: run test test-slow test-resume test-browser test-engines test-slurm docs lint clean
 
 run: .venv/installed
 	@# progress bars only: the report prints the table, and where everything is
@@ -25,6 +25,15 @@ test-resume: .venv/installed-test
 test-browser: .venv/installed-test
 	$(INSTALL) --editable ".[browser]"
 	$(BIN)/python -m pytest -m browser
+
+test-engines: .venv/installed-test
+	$(INSTALL) --editable ".[joblib,slurm,optuna]"
+	$(BIN)/python -m pytest -s -m "engines or slow" tests/test_engines.py tests/test_sweeps_killed.py
+
+test-slurm: .venv/installed-test
+	@command -v slurmctld munged >/dev/null || (echo "make test-slurm: apt-get install slurm-wlm munge"; false)
+	$(INSTALL) --editable ".[slurm]"
+	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 docs: .venv/installed
 	$(BIN)/python -m rnngrad.menu > docs/menu.md

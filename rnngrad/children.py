@@ -48,6 +48,7 @@ class Child:
         mark = self.marks / str(os.getpid())
         with suppress(OSError):  # the parent is gone, or the disk is full
             mark.touch()
+        _training.set()
         try:
             return self.body(argument)
         except SystemExit as exit:
@@ -55,10 +56,13 @@ class Child:
             raise
         finally:
             mark.unlink(missing_ok=True)
+            _training.clear()
 
 
 _left: list[Any] = []
 """The exit code that this process has been left with, if it has."""
+_training = threading.Event()
+"""Whether a function is at work in this process."""
 _settled: list[int] = []
 """The parent of this process, once it has been settled."""
 
@@ -75,6 +79,9 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
+    while _training.is_set():
+        time.sleep(0.1)
+    os._exit(128 + signal.SIGTERM)  # it would wait for ever to be given more to do
 
 
 class Children:
@@ -86,12 +93,12 @@ class Children:
 
     def trains(self, body: Callable[[Any], Any]) -> Child:
         """The function, for processes that are to be told."""
-        return Child(body, self._marks, os.getpid())
+        return Child(body, self._marks, self._parent)
 
     def __enter__(self) -> Children:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._marks = Path(self._folder.name)
-        self._signalled = False
+        self._parent, self._signalled = os.getpid(), False
         self._before = {
             number: signal.signal(number, self._leave)
             for number in WATCHED
@@ -110,6 +117,8 @@ class Children:
         self._folder.cleanup()
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._parent:  # a child that was forked has our handlers
+            return
         told: set[int] = set()
         again, self._signalled = self._signalled, True
         if not again:
