@@ -126,7 +126,8 @@ class Children:
             say(f"{name}: every run saves and leaves; once more leaves at once")
         while busy := self._busy():
             for pid in busy - told:
-                os.kill(pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGTERM)
             told |= busy
             if again:
                 break

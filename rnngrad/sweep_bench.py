@@ -48,9 +48,9 @@ class Sweep:
     launchers: Sequence[str]
 
 
-def sweeps(quick: bool) -> Iterator[Sweep]:
+def sweeps(quick: bool, seeds: int = 16) -> Iterator[Sweep]:
     """Those that are timed; ``quick`` ones take seconds and show only that it works."""
-    steps, seeds = (20, 2) if quick else (2000, 16)
+    steps, seeds = (20, 2) if quick else (2000, seeds)
     adding = ["task=adding", "cell=rnn", "trainer.batch_size=20"]
     yield Sweep(
         f"{4 * seeds} runs: RNN, adding, T = 50, H = 32, B = 20, {steps:,} updates",
@@ -110,13 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the times, and how many times longer each takes than stacks."""
     parser = argparse.ArgumentParser(prog="python -m rnngrad.sweep_bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="sweeps that take seconds")
-    quick = parser.parse_args(arguments).quick
+    parser.add_argument("--seeds", type=int, default=16, help="of each set-up; default 16")
+    parser.add_argument(
+        "--launchers", nargs="+", choices=LAUNCHERS, default=[*LAUNCHERS], help="default: all"
+    )
+    given = parser.parse_args(arguments)
     print(f"torch {torch.__version__}, {os.cpu_count()} cores; wall time of the whole command")
-    for sweep in sweeps(quick):
+    for sweep in sweeps(given.quick, given.seeds):
         print(f"\n{sweep.title}")
         found: dict[str, float] = {}
         with tempfile.TemporaryDirectory() as temporary:
             for launcher in sweep.launchers:
+                if launcher not in given.launchers:
+                    continue
                 if launcher == "joblib" and not importlib.util.find_spec(
                     "hydra_plugins.hydra_joblib_launcher"
                 ):
@@ -132,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"  {launcher:8}{found[launcher]:8.1f} s {rate:9,.0f} run-updates/s", flush=True
                 )
             for launcher, spent in found.items():
-                if launcher != "stacked":
+                if launcher != "stacked" and "stacked" in found:
                     folders = [Path(temporary, name) for name in (launcher, "stacked")]
                     print(
                         f"  stacked is {spent / found['stacked']:.2f} x faster than {launcher}; "

@@ -53,7 +53,9 @@ def stacked(
         for number, own in waiting:
             directory = folder / str(number)
             directory.mkdir(parents=True, exist_ok=True)
-            return number, job.works(own, directory, asked or Asked(), stacked=True)  # type: ignore[arg-type]
+            return number, job.works(
+                own, directory, asked or Asked(), stacked=True, shares_streams=True
+            )  # type: ignore[arg-type]
         return None
 
     def end(name: Any, result: Any, error: BaseException | None) -> None:
