@@ -361,6 +361,10 @@ WORDS = [
     for path in sorted(Path(__file__).parents[1].glob("conf/*/*.yaml"))
     if path.parent.name != "trainer"
 ]
+EXTRA = {
+    "engine=joblib": "hydra_joblib_launcher",
+    "experiment=clip_study": "hydra_optuna_sweeper",
+}
 NEEDED = {
     "task=chars": [f"task.path={Path(__file__).parents[1] / 'README.md'}"],
     "task=cliff": ["cell.hidden_size=1"],
@@ -373,10 +377,8 @@ def test_every_word_of_the_menu_runs_from_the_command_line(
     group: str, name: str, command: Command, tmp_path: Path
 ) -> None:
     word = f"{group}={name}"
-    if word == "engine=joblib":
-        pytest.importorskip(
-            "hydra_plugins.hydra_joblib_launcher", reason="needs pip install 'rnngrad[joblib]'"
-        )
+    if word in EXTRA:
+        pytest.importorskip(f"hydra_plugins.{EXTRA[word]}", reason="needs an extra")
     small = [key for key in TINY if not (group == "task" and key.startswith("task."))]
     if group == "experiment":  # brings sizes of its own
         small = [key for key in small if key.startswith("trainer.")]

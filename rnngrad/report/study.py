@@ -49,7 +49,7 @@ def study_figure(
         turns.set(yscale="log", xlabel="trial", ylabel="evaluation loss")
         plane.set(xscale="log", yscale="log", xlabel=keys[0], ylabel=keys[1])
         drawn.colorbar(points, ax=plane, label=r"$\log_{10}$ evaluation loss")
-        turns.legend()
+        turns.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
         plane.legend()
     return drawn
 
