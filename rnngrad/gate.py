@@ -121,10 +121,11 @@ class Gate(Callback):
 
 def _check_launcher(settings: DictConfig) -> None:
     """Has a launcher of ours check its settings: when it is to launch, a directory is made."""
-    check = getattr(get_class(settings._target_), "check", None)
+    kind: Any = get_class(settings._target_)
+    check = getattr(kind, "check", None)
     given = {str(key): value for key, value in settings.items() if key != "_target_"}
     if check is not None:
-        known = get_class(settings._target_).SETTINGS
+        known = kind.SETTINGS
         for key in given.keys() - known:
             typed = [f"hydra.launcher.{name}" for name in known]
             raise InputError(

@@ -55,13 +55,16 @@ class Joblib(Launcher):
 
     def _lost(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """What is left when a process has died: its run, and those that were yet to come."""
-        from rnngrad.job import objective_of
+        from rnngrad.job import objective_of, say
         from rnngrad.sweeps import compose_jobs
         from rnngrad.workers import note_lost
 
         jobs = [*compose_jobs(self._config, self._context.config_loader, overrides, first)]
         sweep = str(self._config.hydra.sweep.dir)
-        note_lost(jobs, sweep, "processes (one was killed, perhaps for its memory)")
+        say(
+            "a process was killed, perhaps for its memory: hydra.launcher.n_jobs has fewer at a time"
+        )
+        note_lost(jobs, sweep)
         return [
             JobReturn(status=JobStatus.COMPLETED, _return_value=objective_of(job.directory))
             for job in jobs
