@@ -61,9 +61,7 @@ class Joblib(Launcher):
 
         jobs = [*compose_jobs(self._config, self._context.config_loader, overrides, first)]
         sweep = str(self._config.hydra.sweep.dir)
-        say(
-            "a process was killed, perhaps for its memory: hydra.launcher.n_jobs has fewer at a time"
-        )
+        say("a process was killed, perhaps for its memory: lower hydra.launcher.n_jobs")
         note_lost(jobs, sweep)
         return [
             JobReturn(status=JobStatus.COMPLETED, _return_value=objective_of(job.directory))
