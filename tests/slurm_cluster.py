@@ -54,31 +54,23 @@ def missing() -> list[str]:
 
 
 @contextmanager
-def cluster(folder: Path, *, cpus: int = 2) -> Iterator[dict[str, str]]:
+def cluster(*, cpus: int = 2) -> Iterator[dict[str, str]]:
     """Starts the cluster; gives the environment in which Slurm's commands find it.
 
     Args:
-        folder: For its files; new or empty.
         cpus: That its node claims to have.
 
     Raises:
         RuntimeError: It is not ready within 30 seconds; with what the daemons say.
     """
-    folder = folder.absolute()
-    for part in (folder, folder / "state", folder / "spool"):
-        part.mkdir(exist_ok=True)
-        part.chmod(0o755)  # munge refuses a folder that others may write to
-    key = folder / "munge.key"
-    key.write_bytes(secrets.token_bytes(128))
-    key.chmod(0o400)
-    host, ports = socket.gethostname(), _free_ports(2)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**21  # half of it
-    text = CONFIGURATION.format(host=host, folder=folder, cpus=cpus, megabytes=memory, ports=ports)
-    (folder / "slurm.conf").write_text(text)
-    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
-    files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed"}
-    munge = [f"--{name}={folder}/munge.{file}" for name, file in files.items()]
     with ExitStack() as running:
+        # a folder of its own: munge insists that all may enter those above, which pytest's are not
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="slurm-")))
+        folder.chmod(0o755)
+        environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
+        host = _configure(folder, cpus)
+        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed"}
+        munge = [f"--{name}={folder}/munge.{file}" for name, file in files.items()]
         _start(running, folder, environment, "munged", "--foreground", *munge)
         _wait(lambda: (folder / "munge.socket").exists(), "munged", folder)
         _start(running, folder, environment, "slurmctld", "-D")
@@ -86,6 +78,20 @@ def cluster(folder: Path, *, cpus: int = 2) -> Iterator[dict[str, str]]:
         _wait(lambda: _ask(environment, "sinfo", "-h", "-o", "%t") == "idle", "the node", folder)
         running.callback(_end_jobs, environment)
         yield environment
+
+
+def _configure(folder: Path, cpus: int) -> str:
+    """Writes what the daemons read; the name of the node."""
+    for part in ("state", "spool"):
+        (folder / part).mkdir()
+    key = folder / "munge.key"
+    key.write_bytes(secrets.token_bytes(128))
+    key.chmod(0o400)
+    host, ports = socket.gethostname(), _free_ports(2)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**21  # half of it
+    text = CONFIGURATION.format(host=host, folder=folder, cpus=cpus, megabytes=memory, ports=ports)
+    (folder / "slurm.conf").write_text(text)
+    return host
 
 
 def _free_ports(count: int) -> list[int]:
@@ -142,7 +148,7 @@ def main() -> int:
     if lacking := missing():
         print(f"no {', '.join(lacking)}: apt-get install slurm-wlm munge", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, cluster(Path(folder)) as found:
+    with cluster() as found:
         return subprocess.run(sys.argv[1:], env=found).returncode
 
 
