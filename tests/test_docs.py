@@ -82,7 +82,8 @@ def test_the_readmes_commands_run_with_the_part_it_adds(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         ran.append(program)
     assert ran.count("rnngrad") == 9 and "rnngrad-report" in ran
-    assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 31
+    # two of the second sweep's eight are runs of the first one, which it finds finished
+    assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 23 + 8 - 2
     assert (tmp_path / "runs" / "report" / "index.html").exists()
 
 
