@@ -77,8 +77,12 @@ def kill() -> None:
 
 def contents(directory: Path) -> dict[Path, bytes]:
     """All there is but for checkpoints, at which the process whose they are may be at work."""
-    paths = directory.rglob("*")
-    return {p: p.read_bytes() for p in paths if p.is_file() and "checkpoint" not in p.parts}
+    held = {}
+    for folder, within, names in os.walk(directory):
+        # pruned and not passed over later: what is listed there may be gone by the next look
+        within[:] = [name for name in within if name != "checkpoint"]
+        held |= {path: path.read_bytes() for path in (Path(folder, name) for name in names)}
+    return held
 
 
 def there_soon(path: Path) -> None:
