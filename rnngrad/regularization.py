@@ -110,25 +110,28 @@ class Omega(Regularizer):
     def penalty(
         self, weight: Tensor, hidden: Tensor, hidden_grad: Tensor, nonlinearity: str
     ) -> tuple[float, Tensor]:
-        """``Ω`` and ``∂Ω/∂W_hh [H, H]``, in float64 but for the gradient's dtype.
+        """``Ω`` and ``∂Ω/∂W_hh [H, H]``; norms are taken in float64.
 
-        With ``α = δ ∘ φ'`` and ``v = α W_hh``: ``∂ρ/∂W_hh = 2/‖δ‖² α ⊗ v``.
+        With ``u = δ / ‖δ‖``, ``α = u ∘ φ'`` and ``v = α W_hh``: ``∂ρ/∂W_hh = 2 α ⊗ v``.
         """
-        delta, h = hidden_grad.flatten(0, 1).double(), hidden.flatten(0, 1).double()
-        squares = delta.square().sum(-1)
+        delta, h = hidden_grad.flatten(0, 1), hidden.flatten(0, 1)
+        norms = torch.linalg.vector_norm(delta, dim=-1, dtype=torch.float64)
+        squares = norms.square()
         kept = (squares >= self.bound) & (squares > 0)
-        delta, h, squares = delta[kept], h[kept], squares[kept]
-        alpha = delta * SLOPES[nonlinearity](h)  # type: ignore[no-untyped-call]
-        back = alpha @ weight.double()
-        ratio = back.square().sum(-1) / squares
+        # of length 1, so that no product underflows; 0 where a step is left out
+        inverse = torch.where(kept, 1 / norms, 0)
+        alpha = (delta * inverse.unsqueeze(-1)).to(h.dtype) * SLOPES[nonlinearity](h)  # type: ignore[no-untyped-call]
+        back = alpha @ weight
+        root = torch.linalg.vector_norm(back, dim=-1, dtype=torch.float64)
         if self.form == "code":
-            miss, slope = ratio - 1, 2 * (ratio - 1)
+            miss = root.square() - 1
+            slope = 2 * miss
         else:
-            root = ratio.sqrt()
             miss = root - 1
             slope = torch.where(root > 0, miss / root, 0)  # v is 0 there
-        count = max(1, len(squares))
-        gradient = (alpha * (2 * slope / squares).unsqueeze(-1)).t() @ back / count
+        count = max(1, int(kept.sum()))
+        miss, slope = miss * kept, slope * (2 / count)
+        gradient = (alpha * slope.unsqueeze(-1).to(h.dtype)).t() @ back
         return miss.square().sum().item() / count, gradient.to(weight.dtype)
 
 
