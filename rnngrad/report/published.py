@@ -46,6 +46,9 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, looks: dict[str, dict[str, A
         x, y = zip(*points, strict=True)
         axis.plot(x, y, "*+xD"[i % 4], color="black", markersize=9, zorder=5, label=label)
     axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, ylim=panel.limits)
+    if panel.ticks:
+        axis.set_xticks(range(len(panel.ticks)), panel.ticks)
+        axis.set_xlim(-0.5, len(panel.ticks) - 0.5)
     axis.grid(alpha=0.3)
 
 

@@ -57,6 +57,7 @@ class Panel:
         published: Points ``(x, y)`` that a paper or its code's log gives, by their label.
         logarithmic: Which axes are, of ``x``, ``y``, ``xy``.
         limits: Of the ``y`` axis.
+        ticks: What stands at 0, 1, 2, ... of the ``x`` axis, in place of numbers.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Panel:
     published: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     logarithmic: str = ""
     limits: tuple[float | None, float | None] = (None, None)
+    ticks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The experiments, one a file."""
 
 from rnngrad.reproduce.experiment import Experiment
-from rnngrad.reproduce.experiments import irnn_rmsprop
+from rnngrad.reproduce.experiments import irnn_rmsprop, temporal_order
 
 EXPERIMENTS: dict[str, Experiment] = {
-    module.EXPERIMENT.name: module.EXPERIMENT for module in (irnn_rmsprop,)
+    module.EXPERIMENT.name: module.EXPERIMENT for module in (irnn_rmsprop, temporal_order)
 }
+"""By name, in the order in which they are run."""
