@@ -365,8 +365,10 @@ class _Optimizers:
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> Hashable:
+    """What those have in common that can step together; a first step makes what the others have."""
     (group,) = optimizer.param_groups
-    return type(optimizer), *(value for name, value in group.items() if name != "params")
+    begun = any(optimizer.state.values())
+    return type(optimizer), begun, *(v for name, v in group.items() if name != "params")
 
 
 def _merged(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:

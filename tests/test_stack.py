@@ -138,9 +138,15 @@ def test_whatever_else_is_asked_of_it_a_run_is_the_same_in_a_stack(
     check(runs(changes, changes | {"seed": 1}, {"seed": 2}), tmp_path)
 
 
-def test_runs_that_do_not_fit_take_the_places_of_those_that_have_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "optim", [*({"optim": name} for name in sorted(OPTIMS.load())), {"optim.momentum": 0.9}]
+)
+def test_runs_that_do_not_fit_take_the_places_of_those_that_have_ended(
+    optim: dict[str, Any], tmp_path: Path
+) -> None:
+    """And so one of them makes its first step with others that have a momentum already."""
     lengths = [{"seed": seed, "trainer.steps": steps} for seed, steps in enumerate([3, 9, 4, 2, 6])]
-    check(runs(*lengths, cell="rnn"), tmp_path, room=2)
+    check(runs(*lengths, cell="rnn", **{"optim": "sgd"} | optim), tmp_path, room=2)
 
 
 def test_recurrences_of_the_same_shape_are_one_call(
