@@ -47,7 +47,8 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, looks: dict[str, dict[str, A
         axis.plot(x, y, "*+xD"[i % 4], color="black", markersize=9, zorder=5, label=label)
     axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, ylim=panel.limits)
     if panel.ticks:
-        axis.set_xticks(range(len(panel.ticks)), panel.ticks)
+        many: Any = {"rotation": 40, "ha": "right"} if len(panel.ticks) > 5 else {}
+        axis.set_xticks(range(len(panel.ticks)), panel.ticks, **many)
         axis.set_xlim(-0.5, len(panel.ticks) - 0.5)
     axis.grid(alpha=0.3)
 
@@ -55,10 +56,12 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, looks: dict[str, dict[str, A
 def _draw_line(axis: Axes, line: Line, look: dict[str, Any]) -> None:
     x, y = (np.array(values, np.float64) for values in (line.x, line.y))
     label = None if line.label in axis.get_legend_handles_labels()[1] else line.label
+    ends = None if line.band is None else np.array(line.band, np.float64)
     if line.points:
         axis.plot(x, y, "o", color=look["color"], markersize=4, alpha=0.7, label=label)
+        if ends is not None:
+            axis.vlines(x, *ends, color=look["color"], linewidth=1)
     else:
         axis.plot(x, y, label=label, **look)
-    if line.band is not None:
-        low, high = (np.array(values, np.float64) for values in line.band)
-        axis.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        if ends is not None:
+            axis.fill_between(x, *ends, color=look["color"], alpha=0.15, linewidth=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rnngrad.reproduce import store
-from rnngrad.reproduce.experiment import Experiment, verdict
+from rnngrad.reproduce.experiment import Experiment
 from rnngrad.reproduce.experiments import EXPERIMENTS
 from rnngrad.reproduce.page import page
 from rnngrad.reproduce.running import Failed, run
@@ -91,11 +91,11 @@ def _reproduced(
     for criterion, one in zip(criteria, seen, strict=True):
         print(f"  {'holds' if one.holds else 'FAILS'}  {criterion.statement}")
         print(f"         measured   {one.text}\n         published  {criterion.published.figure}")
-    print(f"  {verdict(seen)}")
-    _draw(experiment, results, out)
+    print(f"  {experiment.verdict(seen)}")
     if not quick:
+        _draw(experiment, results, out)
         _write_page(out)
-    return all(one.holds for one in seen)
+    return experiment.finding or all(one.holds for one in seen)
 
 
 def _draw(experiment: Experiment, results: store.Results, out: Path) -> None:

@@ -53,13 +53,13 @@ class Published(NamedTuple):
     Args:
         figure: The number or the claim, as published.
         source: Where: a paper's section, or code or a log at a named commit.
-        known: Read in the paper, in the authors' code, in a log of their code, or derived from
-            formulas of the paper.
+        known: Read in the paper, in the authors' code, in a log of their code, derived from
+            formulas of the paper; or published by nobody.
     """
 
     figure: str
     source: str
-    known: Literal["paper", "code", "log", "derived"]
+    known: Literal["paper", "code", "log", "derived", "nobody"]
 
 
 class Seen(NamedTuple):
@@ -82,19 +82,6 @@ class Criterion:
     statement: str
     judge: Callable[[Rows], Seen]
     published: Published
-
-
-Verdict = Literal["reproduced", "partly", "not reproduced"]
-
-
-def verdict(seen: Iterable[Seen]) -> Verdict:
-    """All criteria hold, some do, or none.
-
-    >>> verdict([Seen("3", True), Seen("5", False)])
-    'partly'
-    """
-    held = [one.holds for one in seen]
-    return "reproduced" if all(held) else "partly" if any(held) else "not reproduced"
 
 
 @dataclass(frozen=True)
@@ -122,7 +109,8 @@ class Experiment:
         minutes: About, on 2 cores.
         sweeps: What follows ``rnngrad -m``: a set-up in conf/experiment/, which has the values it
             sweeps over, and overrides.
-        keys: Of the configuration that tell its runs apart, by the name that rows have for them.
+        keys: Of the configuration that tell its runs apart, by the name that rows have for them;
+            of several, whichever a run has.
         digest: What else is kept of a run.
         criteria: All of them have to hold.
         quick: Its short form.
@@ -131,6 +119,8 @@ class Experiment:
         calibrated: On what the windows of the criteria were fixed; never on runs that are judged.
         found: What was seen where it is not what was claimed, and the experiment that tells why.
         computed: Rows that do not come from runs, for given seeds.
+        finding: Whether it answers a question that nobody has published an answer to: it has no
+            verdict, and its criteria are what was expected.
     """
 
     name: str
@@ -144,23 +134,37 @@ class Experiment:
     settings: str
     calibrated: str
     sweeps: Sequence[str] = ()
-    keys: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     digest: Callable[[Run], Row] = lambda run: {}
     found: str = ""
     computed: Callable[[Sequence[int]], Iterable[Row]] | None = None
     computed_seeds: Sequence[int] = ()
+    finding: bool = False
 
     def name_of(self, row: Row) -> tuple[str, ...]:
         """What tells a row from others: its settings and its seed."""
         return tuple(str(row.get(key)) for key in (*self.keys, "seed"))
 
+    def verdict(self, seen: Iterable[Seen]) -> str:
+        """Reproduced if all criteria hold, partly if some do, not reproduced if none does."""
+        held = [one.holds for one in seen]
+        if self.finding:
+            return "a finding"
+        return "reproduced" if all(held) else "partly" if any(held) else "not reproduced"
+
     def row(self, run: Run) -> Row:
         """What is kept of a run."""
         config, summary = flat(run.config), run.summary
         outcome = ("status", "steps", "eval_loss", "eval_accuracy", "solved_at", "clip_fraction")
+        settings = {
+            name: next(
+                (config[k] for k in ([key] if isinstance(key, str) else key) if k in config), None
+            )
+            for name, key in self.keys.items()
+        }
         return (
             {"seed": config["seed"]}
-            | {name: config.get(key) for name, key in self.keys.items()}
+            | settings
             | {key: summary[key] for key in outcome}
             | dict(self.digest(run))
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rnngrad.reproduce.experiment import Criterion, Experiment, Seen, verdict
+from rnngrad.reproduce.experiment import Criterion, Experiment, Seen
 from rnngrad.reproduce.store import Results
 
 KNOWN = {
@@ -13,6 +13,7 @@ KNOWN = {
     "code": "read in the authors' code",
     "log": "from a log of the authors' code",
     "derived": "follows from the paper's formulas",
+    "nobody": "a question of ours",
 }
 
 HEAD = """# Published experiments, run again
@@ -41,9 +42,9 @@ def table(
         if experiment.name not in found:
             continue
         seen = judged(experiment, found[experiment.name])
-        told = "; ".join(one.text for _, one in seen[:1])
-        link = f"[{experiment.title}]({page}#{anchor(experiment)})"
-        yield f"| {link} | {experiment.paper} | **{verdict(s for _, s in seen)}** | {told} |"
+        named = f"[{experiment.title}]({page}#{anchor(experiment)})"
+        verdict = experiment.verdict(one for _, one in seen)
+        yield f"| {named} | {experiment.paper} | **{verdict}** | {seen[0][1].text} |"
 
 
 def judged(experiment: Experiment, results: Results) -> list[tuple[Criterion, Seen]]:
@@ -59,7 +60,7 @@ def anchor(experiment: Experiment) -> str:
 def _section(experiment: Experiment, results: Results) -> Iterator[str]:
     seen = judged(experiment, results)
     yield f'<a id="{anchor(experiment)}"></a>'
-    yield f"## {experiment.title}: {verdict(one for _, one in seen)}"
+    yield f"## {experiment.title}: {experiment.verdict(one for _, one in seen)}"
     yield ""
     yield f"*{experiment.paper}.* {experiment.claim}"
     yield ""
