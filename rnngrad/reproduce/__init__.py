@@ -5,6 +5,6 @@ its criteria. What is kept of its runs are rows of plain numbers; verdicts, figu
 docs/results.md are functions of these, so that everybody can follow them without running anything.
 """
 
-from rnngrad.reproduce.experiment import Criterion, Experiment, Published, Rows, Seen
+from rnngrad.reproduce.experiment import Criterion, Experiment, Published, Quick, Rows, Seen
 
-__all__ = ["Criterion", "Experiment", "Published", "Rows", "Seen"]
+__all__ = ["Criterion", "Experiment", "Published", "Quick", "Rows", "Seen"]

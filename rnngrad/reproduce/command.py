@@ -25,6 +25,7 @@ def main() -> None:
     """
     arguments = _arguments()
     chosen = [_known(name) for name in arguments.names] or [*EXPERIMENTS.values()]
+    seeds = _seeds(arguments.seeds)
     if arguments.list:
         print(_listed(chosen))
         return
@@ -34,7 +35,7 @@ def main() -> None:
     failed = False
     for experiment in chosen:
         try:
-            failed |= not _reproduced(experiment, arguments, out, runs)
+            failed |= not _reproduced(experiment, seeds, out, runs, quick=arguments.quick)
         except (Failed, OSError, Unreadable) as error:
             _say(f"{experiment.name}: {error}")
             failed = True
@@ -46,16 +47,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="an experiment; default: all")
     parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
     parser.add_argument("--quick", action="store_true", help="a form of each of under a minute")
-    parser.add_argument("--seeds", type=_seeds, default=[], help="as 0,1,2, in place of its own")
+    parser.add_argument("--seeds", default="", help="as 0,1,2, in place of its own")
     parser.add_argument("--out", default="runs/reproduce", help="default: %(default)s")
     return parser.parse_args()
 
 
 def _seeds(text: str) -> list[int]:
-    seeds = [int(part) for part in text.split(",")]
-    if min(seeds) < 0:
-        raise ValueError
-    return seeds
+    seeds = text.split(",") if text else []
+    if not all(seed.isascii() and seed.isdigit() for seed in seeds):
+        _refuse(f"--seeds={text}: must be whole numbers >= 0, as 0,1,2")
+    return [int(seed) for seed in seeds]
 
 
 def _known(name: str) -> Experiment:
@@ -76,13 +77,12 @@ def _listed(experiments: Sequence[Experiment]) -> str:
 
 
 def _reproduced(
-    experiment: Experiment, arguments: argparse.Namespace, out: Path, runs: Path
+    experiment: Experiment, seeds: Sequence[int], out: Path, runs: Path, *, quick: bool
 ) -> bool:
     """Runs one, says what came out, and writes it down; whether all criteria hold."""
-    quick = arguments.quick
     about = "under a minute" if quick else f"about {experiment.minutes:g} minutes"
     print(f"\n{experiment.name}: {experiment.title} ({about})\n{experiment.paper}", flush=True)
-    results = run(experiment, runs / experiment.name, arguments.seeds, quick=quick)
+    results = run(experiment, runs / experiment.name, seeds, quick=quick)
     path = out / "results" / f"{experiment.name}.json"
     results = store.read(path).joined(results, experiment)
     store.write(path, results)
