@@ -33,7 +33,7 @@ test-engines: .venv/installed-test
 test-slurm: .venv/installed-test
 	@command -v slurmctld munged >/dev/null || (echo "make test-slurm: apt-get install slurm-wlm munge"; false)
 	$(INSTALL) --editable ".[slurm]"
-	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
+	$(BIN)/python -m pytest -s -m slurm tests/test_slurm.py
 
 docs: .venv/installed
 	$(BIN)/python -m rnngrad.menu > docs/menu.md

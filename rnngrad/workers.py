@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
+from sys import intern
 
 from rnngrad.job import DIVERGED, DONE, FAILED, say
 from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
@@ -36,23 +37,39 @@ _PROGRAM = (  # not -m, with which the current folder would come before everythi
 
 
 def write_jobs(path: Path, jobs: Sequence[Job]) -> None:
-    """The list, as other processes can read it."""
-    parts = [job.hydra for job in jobs]
-    shared = list({id(part): part for part in parts}.values())  # they are few, and large
-    number = {id(part): index for index, part in enumerate(shared)}
+    """The list, as other processes can read it.
+
+    What jobs have in common is written once: of a hundred thousand, every process has them all.
+    """
+    parts = {id(part): part for job in jobs for part in (job.hydra, *job.values.values())}
+    number = {identity: index for index, identity in enumerate(parts)}
     rows = [
-        [job.number, job.overrides, job.values, str(job.directory), number[id(job.hydra)]]
+        [
+            job.number,
+            job.overrides,
+            {key: number[id(part)] for key, part in job.values.items()},
+            str(job.directory),
+            number[id(job.hydra)],
+        ]
         for job in jobs
     ]
-    path.write_text(json.dumps({"hydra": shared, "jobs": rows}), encoding="utf-8")
+    text = json.dumps({"parts": [*parts.values()], "jobs": rows})
+    path.write_text(text, encoding="utf-8")
 
 
 def read_jobs(path: Path) -> list[Job]:
     """What ``write_jobs`` has written."""
     stored = json.loads(path.read_text(encoding="utf-8"))
+    parts = stored["parts"]
     return [
-        Job(number, tuple(overrides), values, Path(directory), stored["hydra"][part])
-        for number, overrides, values, directory, part in stored["jobs"]
+        Job(
+            number,
+            tuple(map(intern, overrides)),
+            {key: parts[index] for key, index in values.items()},
+            Path(directory),
+            parts[hydra],
+        )
+        for number, overrides, values, directory, hydra in stored["jobs"]
     ]
 
 

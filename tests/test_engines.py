@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from hydra.errors import MissingConfigException
 from rnngrad.children import Child, _left
 from rnngrad.explain import explain
 from rnngrad.launcher import register_run_name
-from rnngrad.runs import Run, find_runs
+from rnngrad.runs import LOCK, Run, find_runs
 
 from .test_command import TINY, whole
 
@@ -146,17 +146,31 @@ def until(true: Callable[[], bool], seconds: float = 300) -> None:
 # --- with the extras: make test-engines
 
 
-def sweep(folder: Path, *words: str) -> "subprocess.Popen[bytes]":
-    """Starts a sweep in a group of its own; what it says goes into ``folder/said``."""
-    with open(folder / "said", "ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "rnngrad", "-m", *TINY, "cell=rnn", "measure=none", *words],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
+Sweep = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Iterator[Sweep]:
+    """Starts a sweep that ends with the test, in a group of its own; ``said`` has what it says."""
+    started = []
+
+    def start(*words: str) -> "subprocess.Popen[bytes]":
+        with open(tmp_path / "said", "ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "rnngrad", "-m", *TINY, "cell=rnn", "measure=none", *words],
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def finished(folder: Path) -> int:
@@ -165,15 +179,17 @@ def finished(folder: Path) -> int:
 
 
 @pytest.mark.engines
-def test_joblib_interrupted_saves_all_and_one_that_dies_is_told(tmp_path: Path) -> None:
+def test_joblib_interrupted_saves_all_and_one_that_dies_is_told(
+    sweep: Sweep, tmp_path: Path
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["engine=joblib", "hydra.launcher.n_jobs=2", "seed=range(4)", "trainer.steps=1000000"]
 
     def under_way() -> bool:
         runs = [path for path in find_runs(tmp_path) if (path / "updates.f32").exists()]
-        return sum(len(Run(path).updates) > 5 for path in runs) >= 2
+        return sum(len(Run(path).updates["step"]) > 5 for path in runs) >= 2
 
-    started = sweep(tmp_path, *words)
+    started = sweep(*words)
     until(under_way)
     os.killpg(started.pid, signal.SIGINT)
     assert started.wait(60) == 130
@@ -182,40 +198,33 @@ def test_joblib_interrupted_saves_all_and_one_that_dies_is_told(tmp_path: Path) 
     said = (tmp_path / "said").read_text()
     assert said.count("and saved") == 2 and "Traceback" not in said and "HYDRA" not in said
 
-    started = sweep(tmp_path, *words)
+    started = sweep(*words)
     until(lambda: (tmp_path / "said").read_text().count("goes on after") == 2)
-    (at_work(started.pid) - {started.pid}).pop()
-    os.kill(max(at_work(started.pid)), signal.SIGKILL)
+    os.kill(int(next(find_runs(tmp_path)).joinpath(LOCK).read_text()), signal.SIGKILL)
     assert started.wait(60) == 1
     assert "the same command goes on" in (tmp_path / "said").read_text()
 
 
-def at_work(session: int) -> set[int]:
-    """The processes of a session."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True
-    )
-    return {int(pid) for pid in listed.stdout.split()}
-
-
 @pytest.mark.engines
-def test_a_study_that_is_killed_goes_on_with_the_trials_that_were_under_way(tmp_path: Path) -> None:
+def test_a_study_that_is_killed_goes_on_with_the_trials_that_were_under_way(
+    sweep: Sweep, tmp_path: Path
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     words = [
         *("hydra/sweeper=study", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2"),
         *("hydra.sweep.dir=study", "optim.lr=tag(log,interval(1e-4,1e-1))", "trainer.steps=2000"),
     ]
-    started = sweep(tmp_path, *words)
+    started = sweep(*words)
     until(lambda: finished(tmp_path) >= 3)
     started.kill()
     assert started.wait() == -9
-    assert sweep(tmp_path, *words).wait(600) == 0, (tmp_path / "said").read_text()
+    assert sweep(*words).wait(600) == 0, (tmp_path / "said").read_text()
     runs = [*find_runs(tmp_path / "study")]
     assert len(runs) == 6 and all(map(whole, runs))
     with sqlite3.connect(tmp_path / "study" / "study.db") as study:
         states = [state for (state,) in study.execute("select state from trials")]
     assert states.count("COMPLETE") == 6 and "RUNNING" not in states
-    again = sweep(tmp_path, *words)
+    again = sweep(*words)
     assert again.wait(600) == 0 and len([*find_runs(tmp_path / "study")]) == 6
     best = yaml.safe_load((tmp_path / "study" / "optimization_results.yaml").read_text())
     assert best["best_value"] == min(Run(path).summary["eval_loss"] for path in runs)

@@ -15,6 +15,7 @@ from rnngrad.runs import LOG, METRICS, Run, find_runs
 from .slurm_cluster import cluster, missing
 from .test_command import TINY, whole
 from .test_engines import ROOT, until
+from .test_sweeps_killed import finished
 
 pytestmark = pytest.mark.slurm
 RUN = [*TINY, "cell=rnn", "measure=none", "trainer.log_every=100", "trainer.checkpoint_every=100"]
@@ -83,11 +84,14 @@ def test_24_runs_of_an_array_are_whole_though_a_task_was_cancelled(
     sweep.ask("scancel", f"{array}_1")
     code = sweep.process.wait(400)
     assert code in (0, 1), sweep.said.read_text()  # the other task may have done the rest
+    done = finished(tmp_path)
     again = Sweep(tmp_path, environment, *ARRAY, steps)
     assert again.process.wait(400) == 0, again.said.read_text()
+    assert finished(tmp_path).items() >= done.items()  # not touched again
     runs = {path.name: path for path in find_runs(tmp_path)}
     assert len(runs) == 24 and all(map(whole, runs.values()))
     assert any("goes on after step" in (path / LOG).read_text() for path in runs.values())
+    print(f"{len(done)} of 24 runs were done when the array with a cancelled task had ended")
     # and no bit is another than without any of this
     alone = ["seed=0,1", "optim.lr=1e-2", "clip.max_norm=1", "hydra.sweep.dir=alone"]
     assert Sweep(tmp_path, environment, *alone, steps).process.wait(400) == 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -76,27 +77,39 @@ def test_a_sweep_killed_five_times_ends_whole_and_trains_no_run_twice(
         pytest.skip(f"{launcher} is not installed: make test-engines")
     sweep, random_ = [*SWEEP, *LAUNCHERS[launcher]], random.Random(launcher)
     done: dict[Path, list[int]] = {}
-    for kill in range(KILLS):
-        process = start(tmp_path, *sweep)
-        enough, deadline = len(done) + random_.randint(5, 25), time.monotonic() + 300
-        while len(finished(tmp_path)) < enough:
-            assert process.poll() is None, (tmp_path / "said").read_text()[-2000:]
-            assert time.monotonic() < deadline
-            time.sleep(random_.uniform(0.05, 0.5))
-        # itself alone, or all that it has started as well
-        for pid in [process.pid] if kill % 2 else descendants(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
+    killed_at: list[int] = []
+
+    def look() -> int:
+        """How many runs are done; none of them has been touched since it was."""
         now = finished(tmp_path)
         assert now.items() >= done.items()
-        done = now
-    process = start(tmp_path, *sweep)
-    assert process.wait(600) == 0, (tmp_path / "said").read_text()[-2000:]
-    last = finished(tmp_path)
-    # what was done at a kill was not touched again
-    assert {path: last[path] for path in done} == done
-    assert len(last) == len(list(find_runs(tmp_path / "runs"))) == RUNS
-    for path in last:
+        done.update(now)
+        return len(done)
+
+    with ExitStack() as started:
+        for kill in range(KILLS):
+            process = start(tmp_path, *sweep)
+            started.callback(process.kill)
+            enough, deadline = look() + random_.randint(5, 25), time.monotonic() + 300
+            while look() < enough:
+                assert process.poll() is None, (tmp_path / "said").read_text()[-2000:]
+                assert time.monotonic() < deadline
+                time.sleep(random_.uniform(0.05, 0.5))
+            # itself alone, or all that it has started as well
+            for pid in [process.pid] if kill % 2 else descendants(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+            killed_at.append(look())
+        process = start(tmp_path, *sweep)
+        started.callback(process.kill)
+        deadline = time.monotonic() + 600
+        while process.poll() is None:
+            look()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert process.returncode == 0, (tmp_path / "said").read_text()[-2000:]
+    assert look() == len(list(find_runs(tmp_path / "runs"))) == RUNS
+    for path in done:
         assert Run(path).summary["steps"] == 40 and len(Run(path).metrics["step"]) == 3
         assert load(path / CHECKPOINTS).step == 40
-    print(f"{launcher}: {KILLS} kills, when {len(done)} of {RUNS} runs were done")
+    print(f"{launcher}: killed when {', '.join(map(str, killed_at))} of {RUNS} runs were done")

@@ -40,12 +40,12 @@ class Study(Sweeper):
         Raises:
             InUse: Another command is at it.
         """
-        from optuna.logging import WARNING, set_verbosity
+        from optuna.logging import set_verbosity
 
         from rnngrad.launcher import lock_directory
 
-        set_verbosity(WARNING)
-        logging.getLogger("alembic").setLevel(WARNING)
+        set_verbosity(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         self._directory.mkdir(parents=True, exist_ok=True)
         with lock_directory(self._directory):
             self._sweeper.n_trials -= self._go_on()

@@ -63,7 +63,8 @@ def trials_of(directory: Path) -> tuple[list[Trial], tuple[str, str]]:
     study = optuna.load_study(study_name=summary.study_name, storage=storage)
     finished = [t for t in study.get_trials() if t.state == optuna.trial.TrialState.COMPLETE]
     first, second = sorted(finished[0].params)
-    return [(t.params[first], t.params[second], t.value) for t in finished], (first, second)
+    points = [(t.params[first], t.params[second], t.value) for t in finished if t.value is not None]
+    return points, (first, second)
 
 
 def main(arguments: Sequence[str]) -> None:
