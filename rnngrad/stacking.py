@@ -102,7 +102,9 @@ def said(groups: Sequence[Group]) -> Iterator[str]:
 
 def _shape(values: Mapping[str, Any]) -> Hashable:
     """What runs have in common that can share a kernel's calls, and what keeps them from it."""
-    cell, trainer = values["cell"], values["trainer"]
+    from rnngrad.regularization import REGULARIZERS
+
+    cell, trainer, penalty = values["cell"], values["trainer"], values["regularizer"]
     same = {
         "task": values["task"],
         "cell": [cell.get(key) for key in ("name", "hidden_size", "num_layers", "nonlinearity")],
@@ -110,7 +112,8 @@ def _shape(values: Mapping[str, Any]) -> Hashable:
         "trainer": [
             trainer.get(key) for key in ("batch_size", "tbptt_k1", "tbptt_k2", "recompute_segments")
         ],
-        "parts": [values.get(key) for key in ("bptt_clip", "regularizer", "device", "plugins")],
+        "parts": [values.get(key) for key in ("bptt_clip", "device", "plugins")],
+        "penalty": penalty if REGULARIZERS.load()[penalty["name"]].needs_gradients else None,
     }
     return json.dumps(same, sort_keys=True)
 

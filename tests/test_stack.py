@@ -138,6 +138,11 @@ def test_whatever_else_is_asked_of_it_a_run_is_the_same_in_a_stack(
     check(runs(changes, changes | {"seed": 1}, {"seed": 2}), tmp_path)
 
 
+def test_runs_with_other_penalties_are_the_same_in_one_stack(tmp_path: Path) -> None:
+    penalties = [{"regularizer": "orthogonality", "regularizer.weight": w} for w in (1e-3, 0.1)]
+    check(runs({}, *penalties, {"seed": 1} | penalties[0], cell="gru"), tmp_path)
+
+
 def test_runs_that_do_not_fit_take_the_places_of_those_that_have_ended(tmp_path: Path) -> None:
     lengths = [{"seed": seed, "trainer.steps": steps} for seed, steps in enumerate([3, 9, 4, 2, 6])]
     check(runs(*lengths, cell="rnn"), tmp_path, room=2)
@@ -155,8 +160,9 @@ def test_recurrences_of_the_same_shape_are_one_call(
 
     monkeypatch.setattr(stack, "_there_and_back", counted)
     changes = [{"seed": seed, "optim.lr": 10.0**-seed, "clip": "value"} for seed in range(6)]
-    stacked(runs(*changes, {"cell.hidden_size": 5}, {"clip": "norm"}, cell="rnn"), tmp_path)
-    assert sizes == [7] * 12
+    more = [{"cell.hidden_size": 5}, {"clip": "norm"}, {"regularizer": "orthogonality"}]
+    stacked(runs(*changes, *more, cell="rnn"), tmp_path)
+    assert sizes == [8] * 12
 
 
 def test_who_diverges_and_who_fails_does_not_touch_the_others(

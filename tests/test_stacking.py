@@ -8,18 +8,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from rnngrad.bptt_clip import BPTT_CLIPS
+from rnngrad.cells import CELLS
 from rnngrad.clipping import CLIPS
+from rnngrad.config import experiment
 from rnngrad.job import DONE, FAILED, train
+from rnngrad.kernels.activations import ACTIVATIONS
 from rnngrad.launcher import lock_directory
 from rnngrad.outcomes import OUTCOMES, Ledger
 from rnngrad.parts import InputError
+from rnngrad.regularization import REGULARIZERS
 from rnngrad.runs import LOG, Run, find_runs
 from rnngrad.signals import Signals
-from rnngrad.stacking import Share, grouped, said, work
+from rnngrad.stack import _kind
+from rnngrad.stacking import Share, _why_alone, grouped, said, work
 from rnngrad.sweeps import Job
 from rnngrad.workers import note_lost, read_jobs, write_jobs
 from tests.processes import Processes, processes
@@ -73,7 +80,8 @@ def test_a_list_of_jobs_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_runs_that_differ_in_what_can_be_stacked_are_one_group(tmp_path: Path) -> None:
-    same = [{}, {"seed": 3}, {"optim": "sgd"}, {"clip": "value"}, {"init": "irnn"}]
+    penalties = [{"regularizer": "orthogonality", "regularizer.weight": w} for w in (0.1, 0.2)]
+    same = [{}, {"seed": 3}, {"optim": "sgd"}, {"clip": "value"}, {"init": "irnn"}, *penalties]
     other = [
         {"cell.hidden_size": 5},
         {"task.length": 7},
@@ -81,7 +89,7 @@ def test_runs_that_differ_in_what_can_be_stacked_are_one_group(tmp_path: Path) -
         {"trainer.batch_size": 2},
     ]
     groups = grouped(jobs(tmp_path, *same, *other))
-    assert [len(group.jobs) for group in groups] == [5, 1, 1, 1, 1]
+    assert [len(group.jobs) for group in groups] == [7, 1, 1, 1, 1]
     assert [*said(groups)] == []
 
 
@@ -101,6 +109,26 @@ def test_of_what_is_not_stacked_it_is_said_why(
     groups = grouped(jobs(tmp_path, {}, changes, changes | {"seed": 1}))
     assert [*said(groups)] == [f"2 of the runs are not stacked: {why}"]
     assert [ALONE.room(group) for group in groups] == [1, 1]
+
+
+SETTINGS = [
+    *({"cell": name} for name in CELLS.load()),
+    *({"cell": "rnn", "cell.nonlinearity": name} for name in ACTIVATIONS),
+    *({"cell": "rnn", "regularizer": name} for name in REGULARIZERS.load()),
+    *({"clip": name} for name in CLIPS.load()),
+    *({"bptt_clip": name} for name in BPTT_CLIPS.load()),
+    {"cell": "lstm", "cell.forget_gate": False, "cell.forget_bias": None},
+    *({"trainer.tbptt_k2": steps} for steps in (3, 5, 6)),
+    {"trainer.recompute_segments": 2},
+]
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=str)
+def test_what_settings_say_can_be_stacked_is_what_a_stack_can_take(changes: dict[str, Any]) -> None:
+    values = composed(small(changes))
+    spec = experiment(values)
+    training = spec.training(Mock())
+    assert bool(_why_alone(spec, values)) == (_kind(training) is None)
 
 
 def test_a_process_takes_on_what_fits_and_leaves_something_to_the_others(tmp_path: Path) -> None:
