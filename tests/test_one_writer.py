@@ -77,7 +77,7 @@ def kill() -> None:
 
 def contents(directory: Path) -> dict[Path, bytes]:
     """All there is but for checkpoints, at which the process whose they are may be at work."""
-    held = {}
+    held: dict[Path, bytes] = {}
     for folder, within, names in os.walk(directory):
         # pruned and not passed over later: what is listed there may be gone by the next look
         within[:] = [name for name in within if name != "checkpoint"]
