@@ -25,14 +25,26 @@ from omegaconf import DictConfig
 from rnngrad.composition import nothing_to_run
 from rnngrad.explain import explain
 from rnngrad.gate import sweeping
-from rnngrad.job import BAD_INPUT, DIVERGED, DONE, FAILED, IN_USE, attempt, logging_to, say, train
+from rnngrad.job import attempt, logging_to, say, train
 from rnngrad.launcher import (
     InUse,
     plain,
     register_run_name,
     stored_texts,
 )
-from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, forget, note
+from rnngrad.outcomes import (
+    BAD_INPUT,
+    DIVERGED,
+    DONE,
+    FAILED,
+    IN_USE,
+    OUTCOMES,
+    Ledger,
+    Outcome,
+    finished_code,
+    forget,
+    note,
+)
 from rnngrad.parts import MISSING, InputError, NothingUsable
 from rnngrad.resume import (
     HOW_OFTEN_SAVED,
@@ -46,7 +58,7 @@ _NULL = ("experiment=null", "engine=null")
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits with one of the codes of ``rnngrad.job``."""
+    """Runs the command line and exits with one of the codes of ``rnngrad.outcomes``."""
     sys.exit(run_command())
 
 
@@ -259,10 +271,9 @@ _RANK = [DONE, IN_USE, FAILED, DIVERGED]
 
 def _by_now(outcome: Outcome) -> Outcome:
     """What has become of a run that was going on elsewhere."""
-    if outcome.code != IN_USE or not (outcome.directory / SUMMARY).exists():
+    if outcome.code != IN_USE:
         return outcome
-    status = Run(outcome.directory).summary["status"]
-    return outcome._replace(code={"completed": DONE, "diverged": DIVERGED}.get(status, IN_USE))
+    return outcome._replace(code=finished_code(outcome.directory, IN_USE))
 
 
 def _tell(runs: list[Run], sweep: str) -> None:

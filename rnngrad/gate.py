@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rnngrad.dry_run import DryRun
 from rnngrad.frozen import freeze
-from rnngrad.job import DIVERGED, DONE, IN_USE, say
+from rnngrad.job import say
 from rnngrad.launcher import (
     InUse,
     check_directory,
@@ -34,7 +34,7 @@ from rnngrad.launcher import (
     plain,
     short,
 )
-from rnngrad.outcomes import Outcome, note
+from rnngrad.outcomes import DONE, FINISHED_CODES, IN_USE, Outcome, note
 from rnngrad.parts import MISSING, InputError, unknown_key
 from rnngrad.progress import Progress
 from rnngrad.runs import FINISHED
@@ -98,7 +98,7 @@ class Gate(Callback):
         self, config: DictConfig, jobs: Sequence[Sequence[str]], standing: Mapping[Path, str]
     ) -> None:
         """Says what there is to do, and hands just that on to the launcher."""
-        codes = {"completed": DONE, "diverged": DIVERGED, "running": IN_USE}
+        codes = FINISHED_CODES | {"running": IN_USE}
         sweep = str(config.hydra.sweep.dir)
         note(Outcome(codes.get(status), path, sweep) for path, status in standing.items())
         counts = Counter("to run" if s not in codes else s for s in standing.values())

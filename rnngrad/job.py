@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnngrad.explain import blame
 from rnngrad.launcher import InUse, lock_directory, refuse_other_run, short, store_texts
+from rnngrad.outcomes import BAD_INPUT, DIVERGED, DONE, FAILED, IN_USE
 from rnngrad.parts import InputError, NothingUsable
 from rnngrad.resume import checkpoint_of, has_checkpoints, more_steps, planned_steps
 from rnngrad.runs import CHECKPOINTS, CONFIG, LOG, Run
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from rnngrad.config import Experiment
     from rnngrad.tracking import Result
     from rnngrad.training import Training, Work
-
-DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
-"""Exit codes; a signal's is 128 and its number."""
 
 log = logging.getLogger("rnngrad")
 

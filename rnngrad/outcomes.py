@@ -12,6 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from rnngrad.runs import SUMMARY, read_summary
+
+DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
+"""Exit codes; a signal's is 128 and its number."""
+FINISHED_CODES = {"completed": DONE, "diverged": DIVERGED}
+"""Of a run that is not to be trained any more, by its status."""
 OUTCOMES = "RNNGRAD_OUTCOMES"
 """Names the file, in this process and in those that it starts."""
 _UNWRITTEN: list[str] = []
@@ -37,6 +43,15 @@ def note(outcomes: Iterable[Outcome]) -> None:
             file.write("".join(f"\n{line}" for line in lines) + "\n")
     except OSError:  # the temporary directory is full, which is no fault of the run's
         _UNWRITTEN.extend(lines)
+
+
+def finished_code(directory: Path, otherwise: int) -> int:
+    """The exit code of the run in a directory, as its summary says."""
+    try:
+        status = read_summary(directory / SUMMARY)["status"]
+    except (OSError, ValueError):
+        return otherwise
+    return FINISHED_CODES.get(status, otherwise)
 
 
 def forget() -> None:

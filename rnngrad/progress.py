@@ -13,10 +13,9 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from rnngrad.outcomes import OUTCOMES, Ledger, Outcome
+from rnngrad.outcomes import DIVERGED, DONE, IN_USE, OUTCOMES, Ledger, Outcome
 from rnngrad.runs import SUMMARY, read_summary
 
-DONE, DIVERGED, IN_USE = 0, 3, 4
 EVERY = 60.0
 """Seconds at most from one line to the next, where nobody is at the terminal."""
 AHEAD = 64

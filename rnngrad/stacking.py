@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnngrad.job import FAILED, ended, logging_to, say, works
+from rnngrad.job import ended, logging_to, say, works
 from rnngrad.launcher import InUse
-from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
+from rnngrad.outcomes import FAILED, OUTCOMES, Ledger, Outcome, note
 from rnngrad.runs import LOG
 from rnngrad.signals import Signals
 from rnngrad.sweeps import Job

@@ -20,9 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 
-from rnngrad.job import DIVERGED, DONE, FAILED, say
-from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
-from rnngrad.runs import SUMMARY, read_summary
+from rnngrad.job import say
+from rnngrad.outcomes import FAILED, OUTCOMES, Ledger, Outcome, finished_code, note
 from rnngrad.signals import Signals
 from rnngrad.stacking import Share, work
 from rnngrad.sweeps import Job
@@ -123,23 +122,15 @@ def _ignored_usr2() -> Iterator[None]:
 def note_lost(jobs: Sequence[Job], sweep: str) -> None:
     """Notes how the jobs stand that have no outcome after all who trained them have ended."""
     ledger = Ledger(Path(os.environ[OUTCOMES]))
-    lost = [job for job in jobs if not ledger.is_done(job.directory)]
-    outcomes = [Outcome(_standing(job.directory), job.directory, sweep) for job in lost]
+    lost = [job.directory for job in jobs if not ledger.is_done(job.directory)]
+    # one may be finished: the ledger may have had no room
+    outcomes = [Outcome(finished_code(path, FAILED), path, sweep) for path in lost]
     note(outcomes)
     if count := sum(outcome.code == FAILED for outcome in outcomes):
         say(
             f"nobody is left to train {count} of {len(jobs)} runs: see what was said above; the "
             "same command goes on with them"
         )
-
-
-def _standing(directory: Path) -> int:
-    """The exit code that goes with a run's summary: the ledger may have had no room."""
-    try:
-        status = read_summary(directory / SUMMARY)["status"]
-    except (OSError, ValueError):
-        return FAILED
-    return {"completed": DONE, "diverged": DIVERGED}.get(status, FAILED)
 
 
 def run_task(folder: str, sweep: str, plugins: Sequence[str], share: Share) -> None:

@@ -15,6 +15,7 @@ from rnngrad import job, stack
 from rnngrad.cells import CELLS
 from rnngrad.clipping import CLIPS
 from rnngrad.optim import OPTIMS
+from rnngrad.outcomes import DIVERGED, DONE
 from rnngrad.runs import Run
 from rnngrad.stack import Stack
 from rnngrad.task import TASKS, Batch, Task
@@ -189,12 +190,12 @@ def test_who_diverges_and_who_fails_does_not_touch_the_others(
     diverging = {"optim": "sgd", "clip": "none", "optim.lr": 1e38}
     bad = runs(diverging, {"seed": 98}, {"seed": 99}, **common)
     ended = stacked([*bad, *good], tmp_path / "with")
-    assert ended[0][0][0] == job.DIVERGED
+    assert ended[0][0][0] == DIVERGED
     assert isinstance(ended[1][1], ZeroDivisionError)
     assert isinstance(ended[2][1], RecursionError)
     stacked(good, tmp_path / "without")
     for number in range(13):
-        assert ended[3 + number][1] is None and ended[3 + number][0][0] == job.DONE
+        assert ended[3 + number][1] is None and ended[3 + number][0][0] == DONE
         one = everything(tmp_path / "with" / str(3 + number), board=False)
         assert differences(one, everything(tmp_path / "without" / str(number), board=False)) == []
 

@@ -17,10 +17,10 @@ from rnngrad.bptt_clip import BPTT_CLIPS
 from rnngrad.cells import CELLS
 from rnngrad.clipping import CLIPS
 from rnngrad.config import experiment
-from rnngrad.job import DONE, FAILED, train
+from rnngrad.job import train
 from rnngrad.kernels.activations import ACTIVATIONS
 from rnngrad.launcher import lock_directory
-from rnngrad.outcomes import OUTCOMES, Ledger
+from rnngrad.outcomes import DONE, FAILED, OUTCOMES, Ledger
 from rnngrad.parts import InputError
 from rnngrad.regularization import REGULARIZERS
 from rnngrad.runs import LOG, Run, find_runs
