@@ -25,9 +25,10 @@ from rnngrad.parts import InputError
 from rnngrad.regularization import REGULARIZERS
 from rnngrad.runs import LOG, Run, find_runs
 from rnngrad.signals import Signals
-from rnngrad.stack import _kind
+from rnngrad.stack import ADVANCING, _kind
 from rnngrad.stacking import Share, _why_alone, grouped, said, work
 from rnngrad.sweeps import Job
+from rnngrad.tracking import Tracker
 from rnngrad.workers import note_lost, read_jobs, write_jobs
 from tests.processes import Processes, processes
 from tests.sameness import composed, differences, everything, small
@@ -242,6 +243,61 @@ def test_two_processes_share_a_list_and_none_is_trained_twice(tmp_path: Path, le
     assert codes(ledger) == dict.fromkeys("0123", DONE)
     # who goes on with a run begins another file
     assert [len(list(job.directory.glob("*tfevents*"))) for job in listed] == [1] * 4
+
+
+def deadly(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Has the run of a seed end whoever trains it."""
+    updated = Tracker.updated
+
+    def end(tracker: Tracker, *arguments: float) -> None:
+        job: Any = ADVANCING.get()
+        if job.values["seed"] == seed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        updated(tracker, *arguments)
+
+    monkeypatch.setattr(Tracker, "updated", end)
+
+
+def trained_by(count: int, listed: list[Job], folder: Path) -> list[int]:
+    """How so many processes have ended that share a list."""
+    pids = []
+    for index in range(count):
+        pids.append(os.fork())
+        if not pids[-1]:
+            code = 1
+            try:
+                with Signals() as signals:
+                    work(listed, Share(index, count, 16, 2.0**30), str(folder), [], signals)
+                code = 0
+            finally:
+                os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def test_a_run_that_ends_its_process_is_tried_by_one_more_and_left_to_the_next_sweep(
+    tmp_path: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = jobs(tmp_path, *({"seed": seed} for seed in range(8)))
+    deadly(monkeypatch, 3)
+    assert sorted(trained_by(4, listed, tmp_path)) == [-9, -9, 0, 0]
+    assert codes(ledger) == {str(n): FAILED if n == 3 else DONE for n in range(8)}
+    assert "2 processes have died" in (listed[3].directory / LOG).read_text()
+    monkeypatch.undo()
+    monkeypatch.setenv(OUTCOMES, str(tmp_path / "next"))
+    assert trained_by(1, listed, tmp_path) == [0]
+    assert codes(tmp_path / "next") == {str(n): DONE for n in range(8)}
+
+
+def test_what_a_killed_process_has_begun_is_gone_on_with_by_the_others(
+    tmp_path: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = jobs(tmp_path, *SEEDS)
+    with monkeypatch.context() as patch:
+        deadly(patch, 2)
+        assert trained_by(1, listed, tmp_path) == [-9]
+    assert codes(ledger) == {} and len(list(find_runs(tmp_path))) == 4
+    assert trained_by(1, listed, tmp_path) == [0]
+    assert codes(ledger) == dict.fromkeys("0123", DONE)
 
 
 def test_once_stopped_a_process_begins_no_run(tmp_path: Path, ledger: Path) -> None:
