@@ -82,14 +82,15 @@ class Signals:
         if callable(before) and before is not signal.default_int_handler:
             before(number, frame)
         if again:
-            _say(f"{name} again: left at once; the last checkpoint is whole")
+            say_in_handler(f"{name} again: left at once; the last checkpoint is whole")
             os._exit(128 + number)
         if not self._asked:
             raise Interrupted(number)
-        _say(f"{name}: saves and leaves after this update; once more leaves at once")
+        say_in_handler(f"{name}: saves and leaves after this update; once more leaves at once")
 
 
-def _say(line: str) -> None:
+def say_in_handler(line: str) -> None:
+    """One line for the person at the terminal, from wherever a signal has come."""
     # print may be at work already, and must not be called from within itself; after a SIGHUP
     # there is no terminal any more
     with suppress(OSError):

@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.errors import MissingConfigException
 
-from rnngrad.children import Child, _left
+from rnngrad.children import Child, Children, _left
 from rnngrad.explain import explain
 from rnngrad.launcher import register_run_name
 from rnngrad.runs import Run, find_runs
@@ -134,6 +135,21 @@ def test_a_signal_to_a_command_is_one_to_all_that_train_for_it(
     if number == signal.SIGKILL:
         until(lambda: saved <= {path.name for path in tmp_path.iterdir()})
     assert saved <= {path.name for path in tmp_path.iterdir()}, told.read_text()
+
+
+def test_a_signal_that_comes_while_something_is_printed_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def print_in_print(*_: object) -> None:
+        raise RuntimeError("reentrant call")
+
+    with Children():
+        monkeypatch.setattr(sys, "stderr", Mock(write=print_in_print))
+        with pytest.raises(SystemExit) as left:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+    assert left.value.code == 143
+    assert "SIGTERM: every run saves and leaves" in capfd.readouterr().err
 
 
 def until(true: Callable[[], bool], seconds: float = 300) -> None:
