@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +51,7 @@ from rnngrad.resume import (
     stored_config,
 )
 from rnngrad.runs import LOG, SUMMARY, Run, overview, table
+from rnngrad.signals import temporary_folder
 
 log = logging.getLogger("rnngrad")
 _NULL = ("experiment=null", "engine=null")
@@ -79,8 +79,8 @@ def _command() -> int:
         if (directory := _resumed()) is not None:
             return resume(directory, sys.argv[1:])
         _arguments()
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            path = Path(folder, "outcomes")
+        with temporary_folder() as folder:
+            path = folder / "outcomes"
             forget()
             ledger = Ledger(path)
             # with HYDRA_FULL_ERROR it raises its errors instead of printing six lines and exiting

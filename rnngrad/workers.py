@@ -12,17 +12,16 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 
 from rnngrad.job import say
 from rnngrad.outcomes import FAILED, OUTCOMES, Ledger, Outcome, finished_code, note
-from rnngrad.signals import Signals
+from rnngrad.signals import Signals, before_leaving, temporary_folder
 from rnngrad.stacking import Share, work
 from rnngrad.sweeps import Job
 
@@ -71,11 +70,13 @@ def run_processes(
         plugins: Modules with parts of the user's own.
         signals: Says when all are to save their runs and leave.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        listed = Path(folder, "jobs.json")
+    with ExitStack() as opened:
+        listed = opened.enter_context(temporary_folder()) / "jobs.json"
         write_jobs(listed, jobs)
         with _ignored_usr2():
             processes = _started(listed, shares, sweep, plugins)
+        for process in processes:
+            opened.enter_context(before_leaving(process.kill))
         while any(process.poll() is None for process in processes) and not signals():
             time.sleep(0.05)
         for process in processes:

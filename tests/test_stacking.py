@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ from rnngrad.workers import note_lost, read_jobs, write_jobs
 from tests.processes import Processes, processes
 from tests.sameness import composed, differences, everything, small
 from tests.test_command import TINY, Command, command
+from tests.test_engines import until
+from tests.test_sweeps_killed import descendants
 
 __all__ = ["command", "processes"]
 
@@ -359,6 +362,39 @@ def test_a_sweep_of_stacks_that_is_interrupted_goes_on(
     assert {run.summary["status"] for run in runs} == {"interrupted"}
     assert processes.run(tmp_path, *sweep)[0] == 0
     assert [Run(path).summary["steps"] for path in find_runs(tmp_path / "runs")] == [3000] * 3
+
+
+def keep_temporary_files_in(folder: str) -> None:
+    os.makedirs(folder)
+    tempfile.tempdir = folder
+
+
+def test_a_second_signal_leaves_no_process_and_no_file_behind(
+    processes: Processes, tmp_path: Path
+) -> None:
+    sweep = ("-m", *TINY, "cell=rnn", "seed=0,1", "trainer.steps=1000000", "engine=stacked")
+    temporary = tmp_path / "temporary"
+    started = processes.start(
+        tmp_path, *sweep, arrange=keep_temporary_files_in, using=(str(temporary),)
+    )
+    until(lambda: any(tmp_path.glob("runs/*/updates.f32")))
+    workers = {*descendants(started.pid)} - {started.pid}
+    assert workers and any(temporary.iterdir())
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)  # as if it took long to save
+    started.kill(signal.SIGINT)
+    until(lambda: "once more leaves at once" in started.said)
+    started.kill(signal.SIGINT)
+    assert started.wait() == 130, started.said
+    until(lambda: not any(is_alive(pid) for pid in workers), 10)
+    assert not any(temporary.iterdir())
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize(
