@@ -125,7 +125,7 @@ def _check_launcher(settings: DictConfig) -> None:
     check = getattr(kind, "check", None)
     given = {str(key): value for key, value in settings.items() if key != "_target_"}
     if check is not None:
-        known = kind.SETTINGS
+        known = getattr(kind, "SETTINGS", given.keys())  # somebody else's are checked by Hydra
         for key in given.keys() - known:
             typed = [f"hydra.launcher.{name}" for name in known]
             raise InputError(

@@ -19,6 +19,7 @@ from hydra.errors import MissingConfigException
 from rnngrad.children import Child, Children, _left
 from rnngrad.explain import explain
 from rnngrad.launcher import register_run_name
+from rnngrad.parts import InputError
 from rnngrad.runs import Run, find_runs
 
 from .test_command import TINY, whole
@@ -60,6 +61,14 @@ def test_an_engine_says_what_it_is_and_names_a_launcher_of_ours(path: Path) -> N
     module, _, name = target.rpartition(".")
     assert module.startswith("hydra_plugins.rnngrad_")
     assert hasattr(importlib.import_module(module), name)
+
+
+def test_no_processes_of_joblib_s_are_refused_in_one_line() -> None:
+    from hydra_plugins.rnngrad_joblib.launcher import Joblib
+
+    Joblib.check(n_jobs=-1, verbose=0)
+    with pytest.raises(InputError, match="^hydra.launcher.n_jobs=0: must be a number of processes"):
+        Joblib.check(n_jobs=0)
 
 
 # --- processes of somebody else's

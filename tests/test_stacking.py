@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -415,18 +416,30 @@ def test_a_setting_that_is_none_is_refused_in_one_line(
 def test_without_submitit_it_is_said_how_to_get_it(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
     code, told = command("-m", *TINY, "seed=0,1", "engine=slurm")
     assert code == 2 and "needs submitit: pip install 'rnngrad[slurm]'" in told
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_setting_of_the_cluster_is_checked() -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("cluster", "lsf", "cluster=lsf: must be one of slurm, local"),
+        ("additional", 3, "additional=3: must be a mapping"),
+        ("additional", {"account": "a\nb"}, "additional.account=a.*b: must be printable"),
+        ("partition", "a\nb", "partition=a.*b: must be printable"),
+    ],
+)
+def test_a_setting_of_the_cluster_is_checked(
+    key: str, value: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from hydra_plugins.rnngrad_launcher._launch import on_slurm
 
+    monkeypatch.setitem(sys.modules, "submitit", Mock())
     settings: dict[str, Any] = {
         **{"tasks": 2, "cpus_per_task": 1, "timeout_min": 5, "partition": None},
-        **{"cluster": "lsf", "additional": {}, "max_stack": 2, "memory_mib": 1},
+        **{"cluster": "local", "additional": {}, "max_stack": 2, "memory_mib": 1},
     }
-    with pytest.raises(InputError, match="cluster=lsf: must be one of slurm, local"):
-        on_slurm(**settings)
+    with pytest.raises(InputError, match=f"^hydra.launcher.{said}"):
+        on_slurm(**settings | {key: value})

@@ -95,9 +95,10 @@ def on_slurm(
     if not isinstance(additional, Mapping):
         allowed = "must be a mapping {OPTION: VALUE}"
         raise InputError("hydra.launcher.additional", additional, allowed)
-    for name, value in {**additional, "partition": partition}.items():
+    options = {f"additional.{name}": value for name, value in additional.items()}
+    for name, value in {"partition": partition, **options}.items():
         if not f"{name}{value}".isprintable():  # a new line would be one of the batch script
-            raise InputError("hydra.launcher.additional", name, "must be printable")
+            raise InputError(f"hydra.launcher.{name}", value, "must be printable, in one line")
     settings = {"name": "rnngrad", "timeout_min": timeout_min, "cpus_per_task": cpus_per_task}
     if cluster == "slurm":
         settings |= {
