@@ -42,7 +42,8 @@ from rnngrad.sweeps import DIRECTORY, Job, compose_jobs
 
 MOST_JOBS = 100_000
 """In a sweep; every one is checked before the first starts."""
-
+OF_A_SWEEP = re.compile(r"[+~]*(engine=|hydra[/.](launcher|sweeper)\b)")
+"""Overrides that choose what runs a sweep."""
 
 _sweep = ExitStack()
 """What holds as long as a sweep goes on."""
@@ -69,6 +70,9 @@ class Gate(Callback):
             values = plain(config)
             check_hydra(config)
             check_values(values, overrides_of(config, "task"))
+            for typed in overrides_of(config, "task") + overrides_of(config, "hydra"):
+                if OF_A_SWEEP.match(typed):  # by a file it may be set for whoever adds -m
+                    say(f"{typed}: has no effect on a single run; to sweep add -m")
             directory = directory_of(config, "hydra.run.dir")
             status = check_directory(directory, values, "hydra.run.dir")
             if values.get("dry_run"):

@@ -306,6 +306,14 @@ def test_a_dry_run_tells_of_the_runs_and_writes_nothing(
     assert code == 0 and "1 completed, to stay as they are" in said and snapshot(tmp_path) == before
 
 
+def test_an_engine_without_a_sweep_is_told_to_have_no_effect(command: Command) -> None:
+    code, said = command(*TINY, "engine=stacked", "hydra.launcher.processes=1")
+    for typed in ("engine=stacked", "hydra.launcher.processes=1"):
+        assert code == 0 and f"{typed}: has no effect on a single run; to sweep add -m\n" in said
+    code, said = command(*TINY, "engine=null", "hydra.sweep.dir=elsewhere")
+    assert code == 0 and "has no effect" not in said
+
+
 # How it ends
 
 
