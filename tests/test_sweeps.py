@@ -304,6 +304,18 @@ def test_a_dry_run_tells_of_the_runs_and_writes_nothing(
     before = snapshot(tmp_path)
     code, said = command(*sweep, *TINY, "dry_run=true")
     assert code == 0 and "1 completed, to stay as they are" in said and snapshot(tmp_path) == before
+    (summary,) = tmp_path.glob(f"runs/*/{SUMMARY}")
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"status": "running"}))
+    (summary.parent / ".lock").write_text("99999\n")
+    before, times = snapshot(tmp_path), written(tmp_path)
+    code, said = command(*sweep, *TINY, "dry_run=true")
+    assert code == 0 and "1 to go on" in said
+    assert snapshot(tmp_path) == before and written(tmp_path) == times
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When each file and folder was last changed."""
+    return {path: path.lstat().st_ctime_ns for path in folder.rglob("*")}
 
 
 def test_an_engine_without_a_sweep_is_told_to_have_no_effect(command: Command) -> None:
