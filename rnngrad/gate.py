@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -39,6 +39,9 @@ from rnngrad.parts import MISSING, InputError, unknown_key
 from rnngrad.progress import Progress
 from rnngrad.runs import FINISHED
 from rnngrad.sweeps import DIRECTORY, Job, compose_jobs
+
+if TYPE_CHECKING:
+    from rnngrad.stacking import Share
 
 MOST_JOBS = 100_000
 """In a sweep; every one is checked before the first starts."""
@@ -77,19 +80,20 @@ class Gate(Callback):
             status = check_directory(directory, values, "hydra.run.dir")
             if values.get("dry_run"):
                 dry = DryRun()
-                dry.add(directory, values, status)
+                dry.add(Job(0, (), values, directory, {}), status)
                 _tell(dry)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _leaving():
-            _check_launcher(config.hydra.launcher)
+            how = _check_launcher(config.hydra.launcher)
             loader = GlobalHydra.instance().config_loader()
             assert isinstance(loader, ConfigLoaderImpl)
             freeze(loader)
             jobs = grid(config)
             if not jobs and config.get("dry_run"):
                 raise InputError("dry_run", True, "nobody knows what this sweeper will choose")
-            standing, dry = _standing(compose_jobs(config, loader, jobs))
+            share = None if how is None else how.share
+            standing, dry = _standing(compose_jobs(config, loader, jobs), share)
             if dry is not None:
                 _tell(dry)
             if standing:
@@ -123,8 +127,12 @@ class Gate(Callback):
         job_return.cfg = job_return.hydra_cfg = None
 
 
-def _check_launcher(settings: DictConfig) -> None:
-    """Has a launcher of ours check its settings: when it is to launch, a directory is made."""
+def _check_launcher(settings: DictConfig) -> Any:
+    """Has a launcher of ours check its settings: when it is to launch, a directory is made.
+
+    Returns:
+        What it makes of them, if it trains stacks.
+    """
     kind: Any = get_class(settings._target_)
     check = getattr(kind, "check", None)
     given = {str(key): value for key, value in settings.items() if key != "_target_"}
@@ -135,7 +143,8 @@ def _check_launcher(settings: DictConfig) -> None:
             raise InputError(
                 f"hydra.launcher.{key}", given[key], unknown_key(f"hydra.launcher.{key}", typed)
             )
-        check(**given)
+        return check(**given)
+    return None
 
 
 @contextmanager
@@ -151,8 +160,15 @@ def _tell(dry: DryRun) -> NoReturn:
     raise SystemExit(DONE)
 
 
-def _standing(jobs: Iterable[Job]) -> tuple[dict[Path, str], DryRun | None]:
-    """How far each job is in its directory, and what a dry run has to tell."""
+def _standing(
+    jobs: Iterable[Job], share: Callable[[int], Share] | None
+) -> tuple[dict[Path, str], DryRun | None]:
+    """How far each job is in its directory, and what a dry run has to tell.
+
+    Args:
+        jobs: Of the sweep.
+        share: As of ``DryRun``.
+    """
     standing: dict[Path, str] = {}
     numbers: dict[Path, int] = {}
     dry = None
@@ -171,8 +187,8 @@ def _standing(jobs: Iterable[Job]) -> tuple[dict[Path, str], DryRun | None]:
             status = "running"
         standing[job.directory] = status
         if job.values.get("dry_run"):
-            dry = dry or DryRun()
-            dry.add(job.directory, job.values, status)
+            dry = dry or DryRun(share)
+            dry.add(job, status)
     return standing, dry
 
 

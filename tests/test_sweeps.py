@@ -313,6 +313,32 @@ def test_a_dry_run_tells_of_the_runs_and_writes_nothing(
     assert snapshot(tmp_path) == before and written(tmp_path) == times
 
 
+def test_a_dry_run_counts_the_steps_that_are_left_and_times_stacks(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[tuple[int, int | None]] = []
+
+    def second(together: list[Any], budget: float, threads: int | None = None) -> float:
+        timed.append((len(together), threads))
+        return 1.0
+
+    typed = ["-m", *TINY, "cell=rnn", "seed=0,1", "optim.lr=0.1,0.2"]
+    assert command(*TINY, "cell=rnn", "seed=0", "optim.lr=0.1")[0] == 0
+    (path,) = tmp_path.glob(f"runs/*/{SUMMARY}")
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"status": "interrupted", "steps": 1}))
+    with monkeypatch.context() as patch:
+        patch.setattr("rnngrad.dry_run.seconds_per_update", second)
+        code, said = command(*typed, "dry_run=true")
+        assert code == 0 and "about 11 s for 4 runs one after the other" in said
+        code, said = command(*typed, "dry_run=true", "engine=stacked", "hydra.launcher.processes=2")
+        assert code == 0 and "about 6 s for 4 runs as stacks in 2 processes" in said
+        assert timed == [(1, None), (2, 1)]
+    monkeypatch.setattr("rnngrad.dry_run.SECONDS", 0.1)
+    code, said = command(*typed, "dry_run=true", "engine=stacked", "hydra.launcher.processes=2")
+    assert code == 0 and "4 runs as stacks" in said and "ms an update, timed" in said
+
+
 def written(folder: Path) -> dict[Path, int]:
     """When each file and folder was last changed."""
     return {path: path.lstat().st_ctime_ns for path in folder.rglob("*")}
