@@ -123,9 +123,9 @@ class _Composer:
                 clear = not self._overlap(parsed)
                 self._like[kind] = self._common(job, config, changes) if clear else None
             return job
-        values = like.job.values
+        values: Any = like.job.values
         for key, value in changes.items():
-            values = _with(values, key.split("."), value)
+            values = with_value(values, key.split("."), value)
         name = check_values(values, overrides).run_name
         directory = Path(like.sweep_dir, name).absolute()
         return Job(number, overrides, values, directory, like.job.hydra)
@@ -195,7 +195,19 @@ class _Composer:
         return _Like(job, job.hydra["sweep"]["dir"])
 
 
-def _with(tree: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+def with_value(tree: Any, path: Sequence[str], value: Any) -> Any:
     """A copy of ``tree`` with another value; what is not on the way to it is shared."""
+    if not path:
+        return value
     key, *rest = path
-    return {**tree, key: _with(tree[key], rest, value) if rest else value}
+    return {**tree, key: with_value(tree[key], rest, value)}
+
+
+def changes(tree: Any, other: Any, path: Sequence[str] = ()) -> Iterator[tuple[Sequence[str], Any]]:
+    """Which values, and where, make ``other`` of ``tree`` by ``with_value``."""
+    if isinstance(tree, Mapping) and isinstance(other, Mapping) and [*tree] == [*other]:
+        for key in tree:
+            if tree[key] is not other[key]:
+                yield from changes(tree[key], other[key], (*path, key))
+    elif repr(tree) != repr(other):  # 1 is not 1.0
+        yield path, other

@@ -23,7 +23,7 @@ from rnngrad.job import say
 from rnngrad.outcomes import FAILED, OUTCOMES, Ledger, Outcome, finished_code, note
 from rnngrad.signals import Signals, before_leaving, temporary_folder
 from rnngrad.stacking import Share, work
-from rnngrad.sweeps import Job
+from rnngrad.sweeps import Job, changes, with_value
 
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 """Of the environment of a process that is one of several, a core each."""
@@ -34,24 +34,27 @@ _PROGRAM = (  # not -m, with which the current folder would come before everythi
 
 
 def write_jobs(path: Path, jobs: Sequence[Job]) -> None:
-    """The list, as other processes can read it."""
-    parts = [job.hydra for job in jobs]
-    shared = list({id(part): part for part in parts}.values())  # they are few, and large
-    number = {id(part): index for index, part in enumerate(shared)}
-    rows = [
-        [job.number, job.overrides, job.values, str(job.directory), number[id(job.hydra)]]
-        for job in jobs
-    ]
-    path.write_text(json.dumps({"hydra": shared, "jobs": rows}), encoding="utf-8")
+    """The list, as other processes can read it: of each job what the first one like it has not."""
+    first: dict[int, tuple[int, Job]] = {}
+    rows = []
+    for job in jobs:
+        index, like = first.setdefault(id(job.hydra), (len(first), job))
+        own = [*changes(like.values, job.values)]
+        rows.append([job.number, job.overrides, str(job.directory), index, own])
+    alike = [[job.values, job.hydra] for _, job in first.values()]
+    path.write_text(json.dumps({"alike": alike, "jobs": rows}), encoding="utf-8")
 
 
 def read_jobs(path: Path) -> list[Job]:
     """What ``write_jobs`` has written."""
     stored = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        Job(number, tuple(overrides), values, Path(directory), stored["hydra"][part])
-        for number, overrides, values, directory, part in stored["jobs"]
-    ]
+    jobs = []
+    for number, overrides, directory, index, own in stored["jobs"]:
+        values, hydra = stored["alike"][index]
+        for where, value in own:
+            values = with_value(values, where, value)
+        jobs.append(Job(number, tuple(overrides), values, Path(directory), hydra))
+    return jobs
 
 
 def run_processes(

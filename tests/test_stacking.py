@@ -78,10 +78,22 @@ SEEDS = [{"seed": seed} for seed in range(4)]
 
 
 def test_a_list_of_jobs_is_read_as_it_was_written(tmp_path: Path) -> None:
-    listed = jobs(tmp_path, *SEEDS)
+    other = [{"cell": "lstm", "clip": "value"}, {"cell.num_layers": 1.0}, {"optim.lr": 1e-5}]
+    listed = jobs(tmp_path, *SEEDS, *other)
     write_jobs(tmp_path / "jobs.json", listed)
-    assert read_jobs(tmp_path / "jobs.json") == listed
-    assert read_jobs(tmp_path / "jobs.json")[1].texts() == listed[1].texts()
+    read = read_jobs(tmp_path / "jobs.json")
+    assert read == listed
+    for one, same in zip(read, listed, strict=True):
+        assert one.texts() == same.texts() and repr(one.values) == repr(same.values)
+
+
+def test_of_many_jobs_what_they_share_is_written_once(tmp_path: Path) -> None:
+    rates = [{"optim.lr": 1 / n, "seed": n} for n in range(1, 101)]
+    path = tmp_path / "jobs.json"
+    write_jobs(path, jobs(tmp_path, *rates[:1]))
+    one = path.stat().st_size
+    write_jobs(path, jobs(tmp_path, *rates))
+    assert path.stat().st_size < one + 100 * (150 + len(str(tmp_path)))
 
 
 def test_runs_that_differ_in_what_can_be_stacked_are_one_group(tmp_path: Path) -> None:
