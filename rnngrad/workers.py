@@ -155,6 +155,7 @@ def run_task(folder: str, sweep: str, plugins: Sequence[str], share: Share) -> N
         for core in range(cores)
     ]
     with Signals() as signals:
+        # Slurm's nodes have that signal, unlike Windows
         before = signal.signal(signal.SIGUSR2, lambda *_: signals.stop(signal.SIGTERM))
         try:
             run_processes(read_jobs(Path(folder, "jobs.json")), shares, sweep, plugins, signals)
