@@ -197,7 +197,7 @@ def test_joblib_interrupted_saves_all_and_one_that_dies_is_told(tmp_path: Path) 
 
     def under_way() -> bool:
         runs = [path for path in find_runs(tmp_path) if (path / "updates.f32").exists()]
-        return sum(len(Run(path).updates) > 5 for path in runs) >= 2
+        return sum(len(Run(path).updates["step"]) > 5 for path in runs) >= 2
 
     started = sweep(tmp_path, *words)
     until(under_way)
