@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,14 +24,26 @@ from omegaconf import DictConfig
 from rnngrad.composition import nothing_to_run
 from rnngrad.explain import explain
 from rnngrad.gate import sweeping
-from rnngrad.job import BAD_INPUT, DIVERGED, DONE, FAILED, IN_USE, attempt, logging_to, say, train
+from rnngrad.job import attempt, logging_to, say, train
 from rnngrad.launcher import (
     InUse,
     plain,
     register_run_name,
     stored_texts,
 )
-from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, forget, note
+from rnngrad.outcomes import (
+    BAD_INPUT,
+    DIVERGED,
+    DONE,
+    FAILED,
+    IN_USE,
+    OUTCOMES,
+    Ledger,
+    Outcome,
+    finished_code,
+    forget,
+    note,
+)
 from rnngrad.parts import MISSING, InputError, NothingUsable
 from rnngrad.resume import (
     HOW_OFTEN_SAVED,
@@ -40,13 +51,14 @@ from rnngrad.resume import (
     stored_config,
 )
 from rnngrad.runs import LOG, SUMMARY, Run, overview, table
+from rnngrad.signals import temporary_folder
 
 log = logging.getLogger("rnngrad")
 _NULL = ("experiment=null", "engine=null")
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits with one of the codes of ``rnngrad.job``."""
+    """Runs the command line and exits with one of the codes of ``rnngrad.outcomes``."""
     sys.exit(run_command())
 
 
@@ -67,8 +79,8 @@ def _command() -> int:
         if (directory := _resumed()) is not None:
             return resume(directory, sys.argv[1:])
         _arguments()
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            path = Path(folder, "outcomes")
+        with temporary_folder() as folder:
+            path = folder / "outcomes"
             forget()
             ledger = Ledger(path)
             # with HYDRA_FULL_ERROR it raises its errors instead of printing six lines and exiting
@@ -259,10 +271,9 @@ _RANK = [DONE, IN_USE, FAILED, DIVERGED]
 
 def _by_now(outcome: Outcome) -> Outcome:
     """What has become of a run that was going on elsewhere."""
-    if outcome.code != IN_USE or not (outcome.directory / SUMMARY).exists():
+    if outcome.code != IN_USE:
         return outcome
-    status = Run(outcome.directory).summary["status"]
-    return outcome._replace(code={"completed": DONE, "diverged": DIVERGED}.get(status, IN_USE))
+    return outcome._replace(code=finished_code(outcome.directory, IN_USE))
 
 
 def _tell(runs: list[Run], sweep: str) -> None:

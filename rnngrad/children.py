@@ -19,8 +19,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from rnngrad.job import say
-from rnngrad.signals import WATCHED
+from rnngrad.signals import WATCHED, say_in_handler
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Children:
         again, self._signalled = self._signalled, True
         if not again:
             name = signal.Signals(number).name
-            say(f"{name}: every run saves and leaves; once more leaves at once")
+            say_in_handler(f"{name}: every run saves and leaves; once more leaves at once")
         while busy := self._busy():
             for pid in busy - told:
                 with suppress(ProcessLookupError):  # it has just ended

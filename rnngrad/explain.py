@@ -54,6 +54,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
         return f"{given}: must be one of {', '.join(_options(group))}" if group else first
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as KEY=VALUE; the value may need quotes"
+    if first.startswith("Error merging override") and error.__cause__ is not None:
+        first = str(error.__cause__).splitlines()[0]
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{_given(error.full_key, overrides)}: {first}"
     named = [o for o in overrides if o in text or o.split("=")[0].lstrip("+~") in text]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rnngrad.dry_run import DryRun
 from rnngrad.frozen import freeze
-from rnngrad.job import DIVERGED, DONE, IN_USE, say
+from rnngrad.job import say
 from rnngrad.launcher import (
     InUse,
     check_directory,
@@ -34,15 +34,19 @@ from rnngrad.launcher import (
     plain,
     short,
 )
-from rnngrad.outcomes import Outcome, note
+from rnngrad.outcomes import DONE, FINISHED_CODES, IN_USE, Outcome, note
 from rnngrad.parts import MISSING, InputError, unknown_key
 from rnngrad.progress import Progress
 from rnngrad.runs import FINISHED
 from rnngrad.sweeps import DIRECTORY, Job, compose_jobs
 
+if TYPE_CHECKING:
+    from rnngrad.stacking import Share
+
 MOST_JOBS = 100_000
 """In a sweep; every one is checked before the first starts."""
-
+OF_A_SWEEP = re.compile(r"[+~]*(engine=|hydra[/.](launcher|sweeper)\b)")
+"""Overrides that choose what runs a sweep."""
 
 _sweep = ExitStack()
 """What holds as long as a sweep goes on."""
@@ -69,23 +73,27 @@ class Gate(Callback):
             values = plain(config)
             check_hydra(config)
             check_values(values, overrides_of(config, "task"))
+            for typed in overrides_of(config, "task") + overrides_of(config, "hydra"):
+                if OF_A_SWEEP.match(typed):  # by a file it may be set for whoever adds -m
+                    say(f"{typed}: has no effect on a single run; to sweep add -m")
             directory = directory_of(config, "hydra.run.dir")
             status = check_directory(directory, values, "hydra.run.dir")
             if values.get("dry_run"):
                 dry = DryRun()
-                dry.add(directory, values, status)
+                dry.add(Job(0, (), values, directory, {}), status)
                 _tell(dry)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _leaving():
-            _check_launcher(config.hydra.launcher)
+            how = _check_launcher(config.hydra.launcher)
             loader = GlobalHydra.instance().config_loader()
             assert isinstance(loader, ConfigLoaderImpl)
             freeze(loader)
             jobs = grid(config)
             if not jobs and config.get("dry_run"):
                 raise InputError("dry_run", True, "nobody knows what this sweeper will choose")
-            standing, dry = _standing(compose_jobs(config, loader, jobs))
+            share = None if how is None else how.share
+            standing, dry = _standing(compose_jobs(config, loader, jobs), share)
             if dry is not None:
                 _tell(dry)
             if standing:
@@ -98,7 +106,7 @@ class Gate(Callback):
         self, config: DictConfig, jobs: Sequence[Sequence[str]], standing: Mapping[Path, str]
     ) -> None:
         """Says what there is to do, and hands just that on to the launcher."""
-        codes = {"completed": DONE, "diverged": DIVERGED, "running": IN_USE}
+        codes = FINISHED_CODES | {"running": IN_USE}
         sweep = str(config.hydra.sweep.dir)
         note(Outcome(codes.get(status), path, sweep) for path, status in standing.items())
         counts = Counter("to run" if s not in codes else s for s in standing.values())
@@ -119,19 +127,24 @@ class Gate(Callback):
         job_return.cfg = job_return.hydra_cfg = None
 
 
-def _check_launcher(settings: DictConfig) -> None:
-    """Has a launcher of ours check its settings: when it is to launch, a directory is made."""
+def _check_launcher(settings: DictConfig) -> Any:
+    """Has a launcher of ours check its settings: when it is to launch, a directory is made.
+
+    Returns:
+        What it makes of them, if it trains stacks.
+    """
     kind: Any = get_class(settings._target_)
     check = getattr(kind, "check", None)
     given = {str(key): value for key, value in settings.items() if key != "_target_"}
     if check is not None:
-        known = kind.SETTINGS
+        known = getattr(kind, "SETTINGS", given.keys())  # somebody else's are checked by Hydra
         for key in given.keys() - known:
             typed = [f"hydra.launcher.{name}" for name in known]
             raise InputError(
                 f"hydra.launcher.{key}", given[key], unknown_key(f"hydra.launcher.{key}", typed)
             )
-        check(**given)
+        return check(**given)
+    return None
 
 
 @contextmanager
@@ -147,8 +160,15 @@ def _tell(dry: DryRun) -> NoReturn:
     raise SystemExit(DONE)
 
 
-def _standing(jobs: Iterable[Job]) -> tuple[dict[Path, str], DryRun | None]:
-    """How far each job is in its directory, and what a dry run has to tell."""
+def _standing(
+    jobs: Iterable[Job], share: Callable[[int], Share] | None
+) -> tuple[dict[Path, str], DryRun | None]:
+    """How far each job is in its directory, and what a dry run has to tell.
+
+    Args:
+        jobs: Of the sweep.
+        share: As of ``DryRun``.
+    """
     standing: dict[Path, str] = {}
     numbers: dict[Path, int] = {}
     dry = None
@@ -167,8 +187,8 @@ def _standing(jobs: Iterable[Job]) -> tuple[dict[Path, str], DryRun | None]:
             status = "running"
         standing[job.directory] = status
         if job.values.get("dry_run"):
-            dry = dry or DryRun()
-            dry.add(job.directory, job.values, status)
+            dry = dry or DryRun(share)
+            dry.add(job, status)
     return standing, dry
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnngrad.explain import blame
 from rnngrad.launcher import InUse, lock_directory, refuse_other_run, short, store_texts
+from rnngrad.outcomes import BAD_INPUT, DIVERGED, DONE, FAILED, FINISHED_CODES, IN_USE
 from rnngrad.parts import InputError, NothingUsable
 from rnngrad.resume import checkpoint_of, has_checkpoints, more_steps, planned_steps
 from rnngrad.runs import CHECKPOINTS, CONFIG, LOG, Run
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from rnngrad.config import Experiment
     from rnngrad.tracking import Result
     from rnngrad.training import Training, Work
-
-DONE, FAILED, BAD_INPUT, DIVERGED, IN_USE = 0, 1, 2, 3, 4
-"""Exit codes; a signal's is 128 and its number."""
 
 log = logging.getLogger("rnngrad")
 
@@ -119,8 +117,8 @@ def works(
     from rnngrad.config import experiment
     from rnngrad.diagnosis import diagnose_run
 
-    spec = experiment(values)
     with lock_directory(directory, 0 if stacked else 0.3), held or nullcontext():
+        spec = experiment(values)  # now: who waits for a run asks for its lock again and again
         if not again:  # a sweep's directories were looked at before its first run began
             refuse_other_run(directory, values, "hydra.run.dir")
         if not (directory / CONFIG).exists():
@@ -129,28 +127,14 @@ def works(
         planned = planned_steps(directory, before, spec.trainer.steps)
         wanted = planned if steps is None else steps
         more_steps(wanted, planned, spec.optim.learning_rate)
-        if before.get("status") == "completed" and wanted == planned:
-            hint = "trainer.steps=N goes on" if again else "remove it to train again"
-            if not stacked:
-                say(f"{short(directory)} is already completed; {hint}")
-            return DONE, objective_of(directory)
-        if before.get("status") == "diverged" and wanted == planned and not again:
-            if not stacked:
-                say(f"{short(directory)} has already diverged; remove it to train again")
-            return DIVERGED, objective_of(directory)
+        if wanted == planned and (code := FINISHED_CODES.get(before.get("status", ""))) is not None:
+            if code == DONE or not again:
+                if not stacked:
+                    say(f"{short(directory)} {_finished(code, again)}")
+                return code, objective_of(directory)
         spec = replace(spec, trainer=replace(spec.trainer, steps=wanted))
-        loaded, told = None, _Told()
-        if again and not has_checkpoints(directory):
-            allowed = "has no checkpoint yet; the command that it was started with begins it anew"
-            raise InputError("resume", short(directory), allowed)
-        if has_checkpoints(directory):
-            loaded = checkpoint_of(
-                directory,
-                spec.settings,
-                spec.general.device,
-                strict=values["strict"],
-                say=told,
-            )
+        told = _Told()
+        loaded = _loaded(spec, directory, told, strict=values["strict"], again=again)
         with ExitStack() as opened:
             training = _training(spec, values, directory, signals, loaded, opened, shares_streams)
             if loaded is not None:
@@ -160,6 +144,26 @@ def works(
             training.tracker.finish(result)
             training.tracker.diagnosed(diagnose_run(Run(directory)).as_dict())
     return _outcome(training, result, directory, signals), objective_of(directory)
+
+
+def _finished(code: int, again: bool) -> str:
+    """What to say of a run that is finished, and what to type to have it trained after all."""
+    if code == DIVERGED:
+        return "has already diverged; remove it to train again"
+    hint = "trainer.steps=N goes on" if again else "remove it to train again"
+    return f"is already completed; {hint}"
+
+
+def _loaded(
+    spec: Experiment, directory: Path, told: Callable[[str], None], *, strict: bool, again: bool
+) -> Loaded | None:
+    """The checkpoint that a run goes on from; there must be one to go on ``again``."""
+    if has_checkpoints(directory):
+        return checkpoint_of(directory, spec.settings, spec.general.device, strict=strict, say=told)
+    if again:
+        allowed = "has no checkpoint yet; the command that it was started with begins it anew"
+        raise InputError("resume", short(directory), allowed)
+    return None
 
 
 def objective_of(directory: Path) -> float:

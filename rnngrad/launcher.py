@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -91,9 +92,23 @@ def check_directory(directory: Path, values: Mapping[str, Any], key: str) -> str
     refuse_foreign(directory, values, key)
     status = _status(directory)
     if status not in FINISHED and (directory / LOCK).exists():
-        with lock_directory(directory):
-            pass
+        _refuse_if_locked(directory)
     return status
+
+
+def _refuse_if_locked(directory: Path) -> None:
+    """Looks whether somebody holds a directory's lock, and changes no file."""
+    path = directory / LOCK
+    if sys.platform == "win32":  # no such look there
+        with lock_directory(directory):
+            return
+    import fcntl
+
+    with naming(path), opened(path, sys.maxsize) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until it is closed
+        except BlockingIOError:
+            raise _in_use(directory, _owner(path)) from None
 
 
 def _status(directory: Path) -> str:
@@ -212,16 +227,18 @@ def lock_directory(directory: Path, wait: float = 0.3) -> Iterator[None]:
         try:
             lock.acquire(timeout=wait, poll_interval=0.05)  # who only looks holds it for a moment
         except Timeout:
-            by = f" (process {owner})" if owner.isdigit() else ""
-            raise InUse(
-                f"{directory}: a run is going on here{by}; wait for it, or stop it"
-            ) from None
+            raise _in_use(directory, owner) from None
     try:
         with naming(path), open(path, "wb", opener=without_links) as file:
             file.write(f"{os.getpid()}\n".encode())
         yield
     finally:
         lock.release()
+
+
+def _in_use(directory: Path, owner: str) -> InUse:
+    by = f" (process {owner})" if owner.isdigit() else ""
+    return InUse(f"{directory}: a run is going on here{by}; wait for it, or stop it")
 
 
 def _owner(path: Path) -> str:

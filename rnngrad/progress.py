@@ -10,13 +10,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 from tqdm import tqdm
 
-from rnngrad.outcomes import OUTCOMES, Ledger, Outcome
+from rnngrad.outcomes import DIVERGED, DONE, IN_USE, OUTCOMES, Ledger, Outcome
 from rnngrad.runs import SUMMARY, read_summary
 
-DONE, DIVERGED, IN_USE = 0, 3, 4
 EVERY = 60.0
 """Seconds at most from one line to the next, where nobody is at the terminal."""
 AHEAD = 64
@@ -32,10 +32,16 @@ class Progress:
     Args:
         total: Jobs, ``None`` if nobody knows.
         bar: Whether there may be a bar.
+
+    Attributes:
+        total: May be told later, by a sweeper that chooses the jobs.
+        current: Of the sweep that is going on.
     """
 
+    current: ClassVar[Progress | None] = None
+
     def __init__(self, total: int | None, *, bar: bool) -> None:
-        self._total, self._begun = total, time.monotonic()
+        self.total, self._begun = total, time.monotonic()
         self._ledger = Ledger(Path(os.environ[OUTCOMES]))
         self._before = sum(o.code is not None for o in self._ledger.outcomes())
         self._terminal = sys.stderr.isatty()
@@ -44,6 +50,7 @@ class Progress:
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
     def __enter__(self) -> Progress:
+        Progress.current = self
         self._thread.start()
         return self
 
@@ -53,6 +60,7 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        Progress.current = None
         self._ended.set()
         self._thread.join()
 
@@ -77,7 +85,7 @@ class Progress:
     def _is_due(self, done: int, said: int, seconds: float) -> bool:
         if self._terminal:
             return done > said
-        tenth = max(1.0, (self._total or 100) / 10)
+        tenth = max(1.0, (self.total or 100) / 10)
         return done // tenth > said // tenth or seconds >= EVERY
 
     def line(self, outcomes: Sequence[Outcome]) -> str:
@@ -89,10 +97,10 @@ class Progress:
             "diverged": codes.count(DIVERGED),
             "failed": sum(code not in (DONE, DIVERGED, IN_USE) for code in codes),
         }
-        of = "" if self._total is None else f" of {self._total}"
+        of = "" if self.total is None else f" of {self.total}"
         parts = [f"{len(codes)}{of} runs done", *(f"{n} {what}" for what, n in counts.items() if n)]
         new = len(codes) - self._before + sum(running)
-        left = 0.0 if self._total is None else self._total - self._before - new
+        left = 0.0 if self.total is None else self.total - self._before - new
         if new > 0 and left > 0:
             parts.append(f"about {in_words((time.monotonic() - self._begun) / new * left)} left")
         return "sweep: " + ", ".join(parts)

@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 WATCHED = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+
+
+_last: list[Callable[[], object]] = []
+
+
+@contextmanager
+def before_leaving(act: Callable[[], object]) -> Iterator[None]:
+    """Inside, a second signal, which leaves at once, first has this done."""
+    _last.append(act)
+    try:
+        yield
+    finally:
+        _last.remove(act)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is there inside, and not any more after whatever but SIGKILL."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with before_leaving(lambda: shutil.rmtree(folder, ignore_errors=True)):
+            yield Path(folder)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -82,14 +107,18 @@ class Signals:
         if callable(before) and before is not signal.default_int_handler:
             before(number, frame)
         if again:
-            _say(f"{name} again: left at once; the last checkpoint is whole")
+            for act in reversed(_last):
+                with suppress(OSError):
+                    act()
+            say_in_handler(f"{name} again: left at once; the last checkpoint is whole")
             os._exit(128 + number)
         if not self._asked:
             raise Interrupted(number)
-        _say(f"{name}: saves and leaves after this update; once more leaves at once")
+        say_in_handler(f"{name}: saves and leaves after this update; once more leaves at once")
 
 
-def _say(line: str) -> None:
+def say_in_handler(line: str) -> None:
+    """One line for the person at the terminal, from wherever a signal has come."""
     # print may be at work already, and must not be called from within itself; after a SIGHUP
     # there is no terminal any more
     with suppress(OSError):

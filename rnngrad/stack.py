@@ -176,6 +176,8 @@ class _Member:
 def _kind(training: Training) -> Hashable:
     rnn: Any = training.model.rnn
     tbptt = training.tbptt
+    if training.regularizer.needs_gradients:
+        return None
     if not isinstance(rnn, RNN | LSTM | GRU) or rnn.recompute_segments != 1:
         return None
     if tbptt is not None and tbptt[1] < training.task.time_steps:

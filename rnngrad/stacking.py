@@ -2,7 +2,8 @@
 
 Each process goes through the whole list, from a place of its own, and takes what nobody else has: a
 run is taken by its directory's lock. So several processes, two sweeps at once or the tasks of a
-cluster can work on the same runs, and when one of them dies another one goes on with its runs.
+cluster can work on the same runs, and when one of them dies another one goes on with its runs: by
+itself each, and last, as one of them may be what it has died of.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnngrad.job import FAILED, ended, logging_to, say, works
+from rnngrad.job import ended, logging_to, say, works
 from rnngrad.launcher import InUse
-from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
+from rnngrad.outcomes import FAILED, OUTCOMES, Ledger, Outcome, note, note_begun
 from rnngrad.runs import LOG
 from rnngrad.signals import Signals
 from rnngrad.sweeps import Job
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 POLL = 0.3
 """Seconds until a run that somebody else has is asked for again."""
+ATTEMPTS = 2
+"""Processes of a sweep that may die while they train a run; then it is left to the next sweep."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,9 @@ def said(groups: Sequence[Group]) -> Iterator[str]:
 
 def _shape(values: Mapping[str, Any]) -> Hashable:
     """What runs have in common that can share a kernel's calls, and what keeps them from it."""
-    cell, trainer = values["cell"], values["trainer"]
+    from rnngrad.regularization import REGULARIZERS
+
+    cell, trainer, penalty = values["cell"], values["trainer"], values["regularizer"]
     same = {
         "task": values["task"],
         "cell": [cell.get(key) for key in ("name", "hidden_size", "num_layers", "nonlinearity")],
@@ -110,7 +115,8 @@ def _shape(values: Mapping[str, Any]) -> Hashable:
         "trainer": [
             trainer.get(key) for key in ("batch_size", "tbptt_k1", "tbptt_k2", "recompute_segments")
         ],
-        "parts": [values.get(key) for key in ("bptt_clip", "regularizer", "device", "plugins")],
+        "parts": [values.get(key) for key in ("bptt_clip", "device", "plugins")],
+        "penalty": penalty if REGULARIZERS.load()[penalty["name"]].needs_gradients else None,
     }
     return json.dumps(same, sort_keys=True)
 
@@ -148,32 +154,47 @@ class Claims:
         plugins: Modules with parts of the user's own.
 
     Attributes:
-        elsewhere: Runs that somebody else is training.
+        begun: Runs passed over, which a process of this sweep has begun and not ended.
     """
 
     def __init__(self, signals: Signals, sweep: str, plugins: Sequence[str]) -> None:
         self._signals, self._sweep, self._plugins = signals, sweep, plugins
         self._ledger = Ledger(Path(os.environ[OUTCOMES]))
         self._queue: list[Job] = []
-        self._together = False
-        self.elsewhere: list[Job] = []
+        self._together = self._again = False
+        self.begun: list[Job] = []
 
-    def offer(self, jobs: Iterable[Job], *, together: bool) -> None:
-        """Jobs to be taken, the first one first; ``together`` if several train at a time."""
-        self._queue, self._together = [*reversed([*jobs])], together
+    def offer(self, jobs: Iterable[Job], *, together: bool, again: bool = False) -> None:
+        """Jobs to be taken, the first one first.
+
+        Args:
+            jobs: To be taken.
+            together: Whether several train at a time.
+            again: Whether they may have been begun by somebody who has died.
+        """
+        self._queue, self._together, self._again = [*reversed([*jobs])], together, again
 
     def take(self) -> tuple[Job, Works] | None:
         """The next run that has no outcome yet."""
         while self._queue and not self._signals():
             job = self._queue.pop()
-            if not self._ledger.is_done(job.directory):
-                return job, self._logged(job)
+            if self._ledger.is_done(job.directory):
+                continue
+            if self._ledger.begun(job.directory) and not self._again:
+                self.begun.append(job)
+                continue
+            return job, self._logged(job)
         return None
+
+    def undone(self, groups: Iterable[Group]) -> list[Group]:
+        """What has no outcome yet of each group that has any of it."""
+        is_done = self._ledger.is_done
+        left = [[job for job in group.jobs if not is_done(job.directory)] for group in groups]
+        return [replace(g, jobs=jobs) for g, jobs in zip(groups, left, strict=True) if jobs]
 
     def ended(self, job: Any, result: tuple[int, float] | None, error: Any) -> None:
         """Notes how a run has ended."""
-        if isinstance(error, InUse):
-            self.elsewhere.append(job)
+        if isinstance(error, InUse):  # to be asked for again
             return
         if result is None:
             try:
@@ -204,10 +225,14 @@ class Claims:
 
     @contextmanager
     def _held(self, job: Job) -> Iterator[None]:
-        """Notes a failure before another process can take the run and try it again."""
+        """Notes that the run is begun, and a failure before another process can try it again."""
         if self._ledger.is_done(job.directory):
             raise InUse(f"{job.directory}: has just been trained elsewhere")
+        begun = self._ledger.begun(job.directory)
+        note_begun(job.directory, self._sweep)
         try:
+            if begun >= ATTEMPTS:
+                raise RuntimeError(f"{begun} processes have died while they trained this run")
             yield
         except (Exception, SystemExit):
             note([Outcome(FAILED, job.directory, self._sweep)])
@@ -228,11 +253,14 @@ def work(
     """
     from rnngrad.stack import Stack
 
-    claims = Claims(signals, sweep, plugins)
-    while jobs and not signals():
-        for group in grouped(jobs):
+    claims, groups = Claims(signals, sweep, plugins), grouped(jobs)
+    while groups and not signals():
+        for group in groups:
             claims.offer(share.first(group.jobs), together=not group.alone)
             Stack(claims.take, claims.ended, share.room(group)).run()
-        jobs, claims.elsewhere = claims.elsewhere, []
-        if jobs and not signals():
+        claims.offer(claims.begun, together=False, again=True)
+        claims.begun = []
+        Stack(claims.take, claims.ended, 1).run()
+        groups = claims.undone(groups)
+        if groups and not signals():
             time.sleep(POLL)

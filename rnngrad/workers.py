@@ -12,19 +12,17 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 from sys import intern
 
-from rnngrad.job import DIVERGED, DONE, FAILED, say
-from rnngrad.outcomes import OUTCOMES, Ledger, Outcome, note
-from rnngrad.runs import SUMMARY, read_summary
-from rnngrad.signals import Signals
+from rnngrad.job import say
+from rnngrad.outcomes import FAILED, OUTCOMES, Ledger, Outcome, finished_code, note
+from rnngrad.signals import Signals, before_leaving, temporary_folder
 from rnngrad.stacking import Share, work
 from rnngrad.sweeps import Job
 
@@ -89,11 +87,13 @@ def run_processes(
         plugins: Modules with parts of the user's own.
         signals: Says when all are to save their runs and leave.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        listed = Path(folder, "jobs.json")
+    with ExitStack() as opened:
+        listed = opened.enter_context(temporary_folder()) / "jobs.json"
         write_jobs(listed, jobs)
         with _ignored_usr2():
             processes = _started(listed, shares, sweep, plugins)
+        for process in processes:
+            opened.enter_context(before_leaving(process.kill))
         while any(process.poll() is None for process in processes) and not signals():
             time.sleep(0.05)
         for process in processes:
@@ -140,23 +140,15 @@ def _ignored_usr2() -> Iterator[None]:
 def note_lost(jobs: Sequence[Job], sweep: str) -> None:
     """Notes how the jobs stand that have no outcome after all who trained them have ended."""
     ledger = Ledger(Path(os.environ[OUTCOMES]))
-    lost = [job for job in jobs if not ledger.is_done(job.directory)]
-    outcomes = [Outcome(_standing(job.directory), job.directory, sweep) for job in lost]
+    lost = [job.directory for job in jobs if not ledger.is_done(job.directory)]
+    # one may be finished: the ledger may have had no room
+    outcomes = [Outcome(finished_code(path, FAILED), path, sweep) for path in lost]
     note(outcomes)
     if count := sum(outcome.code == FAILED for outcome in outcomes):
         say(
             f"nobody is left to train {count} of {len(jobs)} runs: see what was said above; the "
             "same command goes on with them"
         )
-
-
-def _standing(directory: Path) -> int:
-    """The exit code that goes with a run's summary: the ledger may have had no room."""
-    try:
-        status = read_summary(directory / SUMMARY)["status"]
-    except (OSError, ValueError):
-        return FAILED
-    return {"completed": DONE, "diverged": DIVERGED}.get(status, FAILED)
 
 
 def run_task(folder: str, sweep: str, plugins: Sequence[str], share: Share) -> None:
@@ -177,6 +169,7 @@ def run_task(folder: str, sweep: str, plugins: Sequence[str], share: Share) -> N
         for core in range(cores)
     ]
     with Signals() as signals:
+        # Slurm's nodes have that signal, unlike Windows
         before = signal.signal(signal.SIGUSR2, lambda *_: signals.stop(signal.SIGTERM))
         try:
             run_processes(read_jobs(Path(folder, "jobs.json")), shares, sweep, plugins, signals)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -9,15 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.errors import MissingConfigException
 
-from rnngrad.children import Child, _left
+from rnngrad.children import Child, Children, _left
 from rnngrad.explain import explain
 from rnngrad.launcher import register_run_name
+from rnngrad.parts import InputError
 from rnngrad.runs import LOCK, Run, find_runs
 
 from .test_command import TINY, whole
@@ -59,6 +62,14 @@ def test_an_engine_says_what_it_is_and_names_a_launcher_of_ours(path: Path) -> N
     module, _, name = target.rpartition(".")
     assert module.startswith("hydra_plugins.rnngrad_")
     assert hasattr(importlib.import_module(module), name)
+
+
+def test_no_processes_of_joblib_s_are_refused_in_one_line() -> None:
+    from hydra_plugins.rnngrad_joblib.launcher import Joblib
+
+    Joblib.check(n_jobs=-1, verbose=0)
+    with pytest.raises(InputError, match="^hydra.launcher.n_jobs=0: must be a number of processes"):
+        Joblib.check(n_jobs=0)
 
 
 # --- processes of somebody else's
@@ -134,6 +145,21 @@ def test_a_signal_to_a_command_is_one_to_all_that_train_for_it(
     if number == signal.SIGKILL:
         until(lambda: saved <= {path.name for path in tmp_path.iterdir()})
     assert saved <= {path.name for path in tmp_path.iterdir()}, told.read_text()
+
+
+def test_a_signal_that_comes_while_something_is_printed_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def print_in_print(*_: object) -> None:
+        raise RuntimeError("reentrant call")
+
+    with Children():
+        monkeypatch.setattr(sys, "stderr", Mock(write=print_in_print))
+        with pytest.raises(SystemExit) as left:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+    assert left.value.code == 143
+    assert "SIGTERM: every run saves and leaves" in capfd.readouterr().err
 
 
 def until(true: Callable[[], bool], seconds: float = 300) -> None:
@@ -218,7 +244,10 @@ def test_a_study_that_is_killed_goes_on_with_the_trials_that_were_under_way(
     until(lambda: finished(tmp_path) >= 3)
     started.kill()
     assert started.wait() == -9
+    before = len((tmp_path / "said").read_text())
     assert sweep(*words).wait(600) == 0, (tmp_path / "said").read_text()
+    totals = re.findall(r"of (\d+) runs done", (tmp_path / "said").read_text()[before:])
+    assert all(int(total) <= 3 for total in totals)
     runs = [*find_runs(tmp_path / "study")]
     assert len(runs) == 6 and all(map(whole, runs))
     with sqlite3.connect(tmp_path / "study" / "study.db") as study:

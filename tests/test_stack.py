@@ -15,6 +15,7 @@ from rnngrad import job, stack
 from rnngrad.cells import CELLS
 from rnngrad.clipping import CLIPS
 from rnngrad.optim import OPTIMS
+from rnngrad.outcomes import DIVERGED, DONE
 from rnngrad.runs import Run
 from rnngrad.stack import Stack
 from rnngrad.task import TASKS, Batch, Task
@@ -138,6 +139,11 @@ def test_whatever_else_is_asked_of_it_a_run_is_the_same_in_a_stack(
     check(runs(changes, changes | {"seed": 1}, {"seed": 2}), tmp_path)
 
 
+def test_runs_with_other_penalties_are_the_same_in_one_stack(tmp_path: Path) -> None:
+    penalties = [{"regularizer": "orthogonality", "regularizer.weight": w} for w in (1e-3, 0.1)]
+    check(runs({}, *penalties, {"seed": 1} | penalties[0], cell="gru"), tmp_path)
+
+
 @pytest.mark.parametrize(
     "optim", [*({"optim": name} for name in sorted(OPTIMS.load())), {"optim.momentum": 0.9}]
 )
@@ -161,8 +167,9 @@ def test_recurrences_of_the_same_shape_are_one_call(
 
     monkeypatch.setattr(stack, "_there_and_back", counted)
     changes = [{"seed": seed, "optim.lr": 10.0**-seed, "clip": "value"} for seed in range(6)]
-    stacked(runs(*changes, {"cell.hidden_size": 5}, {"clip": "norm"}, cell="rnn"), tmp_path)
-    assert sizes == [7] * 12
+    more = [{"cell.hidden_size": 5}, {"clip": "norm"}, {"regularizer": "orthogonality"}]
+    stacked(runs(*changes, *more, cell="rnn"), tmp_path)
+    assert sizes == [8] * 12
 
 
 def test_who_diverges_and_who_fails_does_not_touch_the_others(
@@ -189,12 +196,12 @@ def test_who_diverges_and_who_fails_does_not_touch_the_others(
     diverging = {"optim": "sgd", "clip": "none", "optim.lr": 1e38}
     bad = runs(diverging, {"seed": 98}, {"seed": 99}, **common)
     ended = stacked([*bad, *good], tmp_path / "with")
-    assert ended[0][0][0] == job.DIVERGED
+    assert ended[0][0][0] == DIVERGED
     assert isinstance(ended[1][1], ZeroDivisionError)
     assert isinstance(ended[2][1], RecursionError)
     stacked(good, tmp_path / "without")
     for number in range(13):
-        assert ended[3 + number][1] is None and ended[3 + number][0][0] == job.DONE
+        assert ended[3 + number][1] is None and ended[3 + number][0][0] == DONE
         one = everything(tmp_path / "with" / str(3 + number), board=False)
         assert differences(one, everything(tmp_path / "without" / str(number), board=False)) == []
 

@@ -3,28 +3,40 @@
 import json
 import os
 import signal
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from rnngrad.bptt_clip import BPTT_CLIPS
+from rnngrad.cells import CELLS
 from rnngrad.clipping import CLIPS
-from rnngrad.job import DONE, FAILED, train
+from rnngrad.config import experiment
+from rnngrad.job import train
+from rnngrad.kernels.activations import ACTIVATIONS
 from rnngrad.launcher import lock_directory
-from rnngrad.outcomes import OUTCOMES, Ledger
+from rnngrad.outcomes import DONE, FAILED, OUTCOMES, Ledger
 from rnngrad.parts import InputError
+from rnngrad.regularization import REGULARIZERS
 from rnngrad.runs import LOG, Run, find_runs
 from rnngrad.signals import Signals
-from rnngrad.stacking import Share, grouped, said, work
+from rnngrad.stack import ADVANCING, _kind
+from rnngrad.stacking import Share, _why_alone, grouped, said, work
 from rnngrad.sweeps import Job
+from rnngrad.tracking import Tracker
 from rnngrad.workers import note_lost, read_jobs, write_jobs
 from tests.processes import Processes, processes
 from tests.sameness import composed, differences, everything, small
 from tests.test_command import TINY, Command, command
+from tests.test_engines import until
+from tests.test_sweeps_killed import descendants
 
 __all__ = ["command", "processes"]
 
@@ -66,14 +78,18 @@ SEEDS = [{"seed": seed} for seed in range(4)]
 
 
 def test_a_list_of_jobs_is_read_as_it_was_written(tmp_path: Path) -> None:
-    listed = jobs(tmp_path, *SEEDS)
+    other = [{"cell": "lstm", "clip": "value"}, {"cell.num_layers": 1.0}, {"optim.lr": 1e-5}]
+    listed = jobs(tmp_path, *SEEDS, *other)
     write_jobs(tmp_path / "jobs.json", listed)
-    assert read_jobs(tmp_path / "jobs.json") == listed
-    assert read_jobs(tmp_path / "jobs.json")[1].texts() == listed[1].texts()
+    read = read_jobs(tmp_path / "jobs.json")
+    assert read == listed
+    for one, same in zip(read, listed, strict=True):
+        assert one.texts() == same.texts() and repr(one.values) == repr(same.values)
 
 
 def test_runs_that_differ_in_what_can_be_stacked_are_one_group(tmp_path: Path) -> None:
-    same = [{}, {"seed": 3}, {"optim": "sgd"}, {"clip": "value"}, {"init": "irnn"}]
+    penalties = [{"regularizer": "orthogonality", "regularizer.weight": w} for w in (0.1, 0.2)]
+    same = [{}, {"seed": 3}, {"optim": "sgd"}, {"clip": "value"}, {"init": "irnn"}, *penalties]
     other = [
         {"cell.hidden_size": 5},
         {"task.length": 7},
@@ -81,7 +97,7 @@ def test_runs_that_differ_in_what_can_be_stacked_are_one_group(tmp_path: Path) -
         {"trainer.batch_size": 2},
     ]
     groups = grouped(jobs(tmp_path, *same, *other))
-    assert [len(group.jobs) for group in groups] == [5, 1, 1, 1, 1]
+    assert [len(group.jobs) for group in groups] == [7, 1, 1, 1, 1]
     assert [*said(groups)] == []
 
 
@@ -101,6 +117,26 @@ def test_of_what_is_not_stacked_it_is_said_why(
     groups = grouped(jobs(tmp_path, {}, changes, changes | {"seed": 1}))
     assert [*said(groups)] == [f"2 of the runs are not stacked: {why}"]
     assert [ALONE.room(group) for group in groups] == [1, 1]
+
+
+SETTINGS = [
+    *({"cell": name} for name in CELLS.load()),
+    *({"cell": "rnn", "cell.nonlinearity": name} for name in ACTIVATIONS),
+    *({"cell": "rnn", "regularizer": name} for name in REGULARIZERS.load()),
+    *({"clip": name} for name in CLIPS.load()),
+    *({"bptt_clip": name} for name in BPTT_CLIPS.load()),
+    {"cell": "lstm", "cell.forget_gate": False, "cell.forget_bias": None},
+    *({"trainer.tbptt_k2": steps} for steps in (3, 5, 6)),
+    {"trainer.recompute_segments": 2},
+]
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=str)
+def test_what_settings_say_can_be_stacked_is_what_a_stack_can_take(changes: dict[str, Any]) -> None:
+    values = composed(small(changes))
+    spec = experiment(values)
+    training = spec.training(Mock())
+    assert bool(_why_alone(spec, values)) == (_kind(training) is None)
 
 
 def test_a_process_takes_on_what_fits_and_leaves_something_to_the_others(tmp_path: Path) -> None:
@@ -216,6 +252,61 @@ def test_two_processes_share_a_list_and_none_is_trained_twice(tmp_path: Path, le
     assert [len(list(job.directory.glob("*tfevents*"))) for job in listed] == [1] * 4
 
 
+def deadly(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Has the run of a seed end whoever trains it."""
+    updated = Tracker.updated
+
+    def end(tracker: Tracker, *arguments: float) -> None:
+        job: Any = ADVANCING.get()
+        if job.values["seed"] == seed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        updated(tracker, *arguments)
+
+    monkeypatch.setattr(Tracker, "updated", end)
+
+
+def trained_by(count: int, listed: list[Job], folder: Path) -> list[int]:
+    """How so many processes have ended that share a list."""
+    pids = []
+    for index in range(count):
+        pids.append(os.fork())
+        if not pids[-1]:
+            code = 1
+            try:
+                with Signals() as signals:
+                    work(listed, Share(index, count, 16, 2.0**30), str(folder), [], signals)
+                code = 0
+            finally:
+                os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def test_a_run_that_ends_its_process_is_tried_by_one_more_and_left_to_the_next_sweep(
+    tmp_path: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = jobs(tmp_path, *({"seed": seed} for seed in range(8)))
+    deadly(monkeypatch, 3)
+    assert sorted(trained_by(4, listed, tmp_path)) == [-9, -9, 0, 0]
+    assert codes(ledger) == {str(n): FAILED if n == 3 else DONE for n in range(8)}
+    assert "2 processes have died" in (listed[3].directory / LOG).read_text()
+    monkeypatch.undo()
+    monkeypatch.setenv(OUTCOMES, str(tmp_path / "next"))
+    assert trained_by(1, listed, tmp_path) == [0]
+    assert codes(tmp_path / "next") == {str(n): DONE for n in range(8)}
+
+
+def test_what_a_killed_process_has_begun_is_gone_on_with_by_the_others(
+    tmp_path: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = jobs(tmp_path, *SEEDS)
+    with monkeypatch.context() as patch:
+        deadly(patch, 2)
+        assert trained_by(1, listed, tmp_path) == [-9]
+    assert codes(ledger) == {} and len(list(find_runs(tmp_path))) == 4
+    assert trained_by(1, listed, tmp_path) == [0]
+    assert codes(ledger) == dict.fromkeys("0123", DONE)
+
+
 def test_once_stopped_a_process_begins_no_run(tmp_path: Path, ledger: Path) -> None:
     with Signals() as signals:
         signals.stop(signal.SIGTERM)
@@ -277,6 +368,39 @@ def test_a_sweep_of_stacks_that_is_interrupted_goes_on(
     assert [Run(path).summary["steps"] for path in find_runs(tmp_path / "runs")] == [3000] * 3
 
 
+def keep_temporary_files_in(folder: str) -> None:
+    os.makedirs(folder)
+    tempfile.tempdir = folder
+
+
+def test_a_second_signal_leaves_no_process_and_no_file_behind(
+    processes: Processes, tmp_path: Path
+) -> None:
+    sweep = ("-m", *TINY, "cell=rnn", "seed=0,1", "trainer.steps=1000000", "engine=stacked")
+    temporary = tmp_path / "temporary"
+    started = processes.start(
+        tmp_path, *sweep, arrange=keep_temporary_files_in, using=(str(temporary),)
+    )
+    until(lambda: any(tmp_path.glob("runs/*/updates.f32")))
+    workers = {*descendants(started.pid)} - {started.pid}
+    assert workers and any(temporary.iterdir())
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)  # as if it took long to save
+    started.kill(signal.SIGINT)
+    until(lambda: "once more leaves at once" in started.said)
+    started.kill(signal.SIGINT)
+    assert started.wait() == 130, started.said
+    until(lambda: not any(is_alive(pid) for pid in workers), 10)
+    assert not any(temporary.iterdir())
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
@@ -295,18 +419,30 @@ def test_a_setting_that_is_none_is_refused_in_one_line(
 def test_without_submitit_it_is_said_how_to_get_it(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
     code, told = command("-m", *TINY, "seed=0,1", "engine=slurm")
     assert code == 2 and "needs submitit: pip install 'rnngrad[slurm]'" in told
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_setting_of_the_cluster_is_checked() -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("cluster", "lsf", "cluster=lsf: must be one of slurm, local"),
+        ("additional", 3, "additional=3: must be a mapping"),
+        ("additional", {"account": "a\nb"}, "additional.account=a.*b: must be printable"),
+        ("partition", "a\nb", "partition=a.*b: must be printable"),
+    ],
+)
+def test_a_setting_of_the_cluster_is_checked(
+    key: str, value: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from hydra_plugins.rnngrad_launcher._launch import on_slurm
 
+    monkeypatch.setitem(sys.modules, "submitit", Mock())
     settings: dict[str, Any] = {
         **{"tasks": 2, "cpus_per_task": 1, "timeout_min": 5, "partition": None},
-        **{"cluster": "lsf", "additional": {}, "max_stack": 2, "memory_mib": 1},
+        **{"cluster": "local", "additional": {}, "max_stack": 2, "memory_mib": 1},
     }
-    with pytest.raises(InputError, match="cluster=lsf: must be one of slurm, local"):
-        on_slurm(**settings)
+    with pytest.raises(InputError, match=f"^hydra.launcher.{said}"):
+        on_slurm(**settings | {key: value})

@@ -304,6 +304,52 @@ def test_a_dry_run_tells_of_the_runs_and_writes_nothing(
     before = snapshot(tmp_path)
     code, said = command(*sweep, *TINY, "dry_run=true")
     assert code == 0 and "1 completed, to stay as they are" in said and snapshot(tmp_path) == before
+    (summary,) = tmp_path.glob(f"runs/*/{SUMMARY}")
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"status": "running"}))
+    (summary.parent / ".lock").write_text("99999\n")
+    before, times = snapshot(tmp_path), written(tmp_path)
+    code, said = command(*sweep, *TINY, "dry_run=true")
+    assert code == 0 and "1 to go on" in said
+    assert snapshot(tmp_path) == before and written(tmp_path) == times
+
+
+def test_a_dry_run_counts_the_steps_that_are_left_and_times_stacks(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[tuple[int, int | None]] = []
+
+    def second(together: list[Any], budget: float, threads: int | None = None) -> float:
+        timed.append((len(together), threads))
+        return 1.0
+
+    typed = ["-m", *TINY, "cell=rnn", "seed=0,1", "optim.lr=0.1,0.2"]
+    assert command(*TINY, "cell=rnn", "seed=0", "optim.lr=0.1")[0] == 0
+    (path,) = tmp_path.glob(f"runs/*/{SUMMARY}")
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"status": "interrupted", "steps": 1}))
+    with monkeypatch.context() as patch:
+        patch.setattr("rnngrad.dry_run.seconds_per_update", second)
+        code, said = command(*typed, "dry_run=true")
+        assert code == 0 and "about 11 s for 4 runs one after the other" in said
+        code, said = command(*typed, "dry_run=true", "engine=stacked", "hydra.launcher.processes=2")
+        assert code == 0 and "about 6 s for 4 runs as stacks in 2 processes" in said
+        assert timed == [(1, None), (2, 1)]
+    monkeypatch.setattr("rnngrad.dry_run.SECONDS", 0.1)
+    code, said = command(*typed, "dry_run=true", "engine=stacked", "hydra.launcher.processes=2")
+    assert code == 0 and "4 runs as stacks" in said and "ms an update, timed" in said
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When each file and folder was last changed."""
+    return {path: path.lstat().st_ctime_ns for path in folder.rglob("*")}
+
+
+def test_an_engine_without_a_sweep_is_told_to_have_no_effect(command: Command) -> None:
+    code, said = command(*TINY, "engine=stacked", "hydra.launcher.processes=1")
+    for typed in ("engine=stacked", "hydra.launcher.processes=1"):
+        assert code == 0 and f"{typed}: has no effect on a single run; to sweep add -m\n" in said
+    code, said = command(*TINY, "engine=null", "hydra.sweep.dir=elsewhere")
+    assert code == 0 and "has no effect" not in said
 
 
 # How it ends

@@ -23,6 +23,19 @@ class Joblib(Launcher):
     def __init__(self, **keys: Any) -> None:
         self._keys = keys
 
+    @staticmethod
+    def check(*, n_jobs: int, **others: Any) -> None:
+        """Refuses what joblib would, but only once a directory is made.
+
+        Raises:
+            InputError: There are to be no processes.
+        """
+        from rnngrad.parts import InputError
+
+        if n_jobs == 0:
+            allowed = "must be a number of processes, or -1 for one a core, -2 for one less, ..."
+            raise InputError("hydra.launcher.n_jobs", n_jobs, allowed)
+
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,26 @@ Run = Callable[[Sequence[Job], Sequence[Share], str, Sequence[str], Signals], No
 
 @dataclass(frozen=True)
 class How:
-    """How many processes there are at most, what each takes on, and who runs them."""
+    """How many processes there are at most, of how many cores, what each takes on, and who runs
+    them.
+    """
 
     processes: int
     max_stack: int
     memory_mib: float
     run: Run
+    cores: int = 1
 
     def shares(self, jobs: int) -> list[Share]:
         """Of the processes, no more than jobs."""
         count = min(self.processes, max(1, jobs))
         memory = self.memory_mib * 2**20
         return [Share(index, count, self.max_stack, memory) for index in range(count)]
+
+    def share(self, jobs: int) -> Share:
+        """Of a core, of which a process of a cluster's may have several."""
+        share = self.shares(jobs)[0]
+        return replace(share, of=min(share.of * self.cores, max(1, jobs)))
 
 
 def here(*, processes: int | None, max_stack: int, memory_mib: float) -> How:
@@ -95,9 +103,10 @@ def on_slurm(
     if not isinstance(additional, Mapping):
         allowed = "must be a mapping {OPTION: VALUE}"
         raise InputError("hydra.launcher.additional", additional, allowed)
-    for name, value in {**additional, "partition": partition}.items():
+    options = {f"additional.{name}": value for name, value in additional.items()}
+    for name, value in {"partition": partition, **options}.items():
         if not f"{name}{value}".isprintable():  # a new line would be one of the batch script
-            raise InputError("hydra.launcher.additional", name, "must be printable")
+            raise InputError(f"hydra.launcher.{name}", value, "must be printable, in one line")
     settings = {"name": "rnngrad", "timeout_min": timeout_min, "cpus_per_task": cpus_per_task}
     if cluster == "slurm":
         settings |= {
@@ -107,7 +116,7 @@ def on_slurm(
             "slurm_partition": partition,
         }
     run = partial(run_array, cluster=cluster, settings=settings)
-    return How(tasks, max_stack, memory_mib, run)
+    return How(tasks, max_stack, memory_mib, run, cpus_per_task)
 
 
 def launch(

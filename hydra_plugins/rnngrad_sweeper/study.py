@@ -43,12 +43,15 @@ class Study(Sweeper):
         from optuna.logging import set_verbosity
 
         from rnngrad.launcher import lock_directory
+        from rnngrad.progress import Progress
 
         set_verbosity(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self._directory.mkdir(parents=True, exist_ok=True)
         with lock_directory(self._directory):
             self._sweeper.n_trials -= self._go_on()
+            if Progress.current is not None:  # it has been told of all trials
+                Progress.current.total = self._sweeper.n_trials
             self._sweeper.sweep(arguments)
 
     def _go_on(self) -> int:
