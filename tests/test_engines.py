@@ -247,7 +247,7 @@ def test_a_study_that_is_killed_goes_on_with_the_trials_that_were_under_way(
     before = len((tmp_path / "said").read_text())
     assert sweep(*words).wait(600) == 0, (tmp_path / "said").read_text()
     totals = re.findall(r"of (\d+) runs done", (tmp_path / "said").read_text()[before:])
-    assert all(int(total) <= 3 for total in totals)
+    assert all(int(total) <= 4 for total in totals)  # of two at once both or none is done
     runs = [*find_runs(tmp_path / "study")]
     assert len(runs) == 6 and all(map(whole, runs))
     with sqlite3.connect(tmp_path / "study" / "study.db") as study:
