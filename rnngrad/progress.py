@@ -90,10 +90,12 @@ class Progress:
 
     def line(self, outcomes: Sequence[Outcome]) -> str:
         """How many are done, how many run, what went wrong, and when it will be over."""
-        codes = [o.code for o in outcomes if o.code is not None]
+        ended = [o.code for o in outcomes if o.code is not None]
+        codes = [code for code in ended if code < 128]  # beyond are signals
         running = going_on(outcomes)
         counts = {
             "running": len(running),
+            "interrupted": len(ended) - len(codes),
             "diverged": codes.count(DIVERGED),
             "failed": sum(code not in (DONE, DIVERGED, IN_USE) for code in codes),
         }
