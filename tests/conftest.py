@@ -1,5 +1,6 @@
 """Small sizes everywhere: one thread is faster than two."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,14 @@ from rnngrad.config import REGISTRIES
 from rnngrad.kernels import fused, reference_only
 
 torch.set_num_threads(1)
+
+# what starts the tests may ignore these, as nohup and a shell's & do, and so would the runs
+for _number, _usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 @pytest.fixture(scope="module", params=["compiled", "compiled_3_threads", "reference"])
