@@ -1,8 +1,8 @@
 """The experiments, one a file."""
 
 from rnngrad.reproduce.experiment import Experiment
-from rnngrad.reproduce.experiments import hochreiter_order, irnn_rmsprop
+from rnngrad.reproduce.experiments import chrono, hochreiter_order, irnn_rmsprop
 
 EXPERIMENTS: dict[str, Experiment] = {
-    module.EXPERIMENT.name: module.EXPERIMENT for module in (irnn_rmsprop, hochreiter_order)
+    module.EXPERIMENT.name: module.EXPERIMENT for module in (irnn_rmsprop, hochreiter_order, chrono)
 }
