@@ -64,7 +64,7 @@ def _draw(rows: Rows) -> Drawing:
             lines.append(Line(step, accuracy, label))
     at = np.sort(rows.where(cell="lstm").of("solved_at"))
     trial = np.arange(1, len(at) + 1)
-    mean = np.full(len(at), np.nanmean(at))
+    mean = np.full(len(at), np.mean(at[np.isfinite(at)]) if np.isfinite(at).any() else np.nan)
     return Drawing(
         [
             Panel("Temporal order, 4 classes, 100 to 110 steps", SEQUENCES,
