@@ -328,6 +328,49 @@ def test_the_grus_update_gate_keeps_the_state_where_its_bias_says_so() -> None:
     assert keep.mean().item() == pytest.approx(50, rel=0.1)
 
 
+@pytest.mark.parametrize("forget_gate", [True, False])
+def test_each_input_bias_is_that_of_its_share_of_the_units(forget_gate: bool) -> None:
+    part = CELLS.default(
+        "lstm", hidden_size=6, forget_gate=forget_gate, forget_bias=None, input_bias=[-2, -4.5, 1]
+    )
+    layers = part.layers(3)
+    before = {key: parameter.clone() for key, parameter in layers.named_parameters()}
+    part.adjust_(layers)
+    after = dict(layers.named_parameters())
+    both = [after[key] for key in after if "bias" in key]
+    assert sum(b[:6] for b in both).tolist() == [-2, -2, -4.5, -4.5, 1, 1]
+    for key, parameter in after.items():
+        rest = slice(6, None) if "bias" in key else slice(None)
+        assert torch.equal(parameter[rest], before[key][rest])
+
+
+def test_input_biases_cannot_be_none_at_all() -> None:
+    with pytest.raises(
+        InputError, match=r"input_bias=\[\]: must have a number or more, or be null"
+    ):
+        CELLS.default("lstm", input_bias=[])
+
+
+def test_a_forget_gate_that_float32_has_all_open_is_none() -> None:
+    part = CELLS.default("lstm", hidden_size=5, forget_bias=100.0)
+    layers, x = part.layers(3), inputs().float()
+    part.adjust_(layers)
+    old: Any = CELLS.default("lstm", hidden_size=5, forget_gate=False, forget_bias=None).cell(3)
+    names = [name for name, _ in old.named_parameters()]
+    with torch.no_grad():
+        for name in names:
+            i, _, g, o = getattr(layers, f"{name}_l0").chunk(4)
+            getattr(old, name).copy_(torch.cat([i, g, o]))
+    outputs, expected = layers(x)[0], unroll(old, x)[0]
+    torch.testing.assert_close(outputs, expected)
+    outputs.square().sum().backward()
+    expected.square().sum().backward()
+    for name in names:
+        i, f, g, o = getattr(layers, f"{name}_l0").grad.chunk(4)
+        torch.testing.assert_close(torch.cat([i, g, o]), getattr(old, name).grad)
+        assert f.eq(0).all(), "so that it never closes"
+
+
 @pytest.mark.parametrize("key", ["forget_bias", "chrono_length"])
 def test_without_forget_gate_nothing_may_be_asked_of_it(key: str) -> None:
     asked = {"forget_bias": None, "chrono_length": None} | {key: 5}

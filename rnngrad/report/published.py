@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 from rnngrad.report.style import COLOURS, DASHES, FIELDS, STYLE, grid, legend_below
 from rnngrad.reproduce.drawing import Drawing, Line, Panel
 
+LEVELS = (":", "-.", (0, (1, 5)))
+"""Dashes of a panel's levels."""
+
 
 def published_figure(drawing: Drawing) -> Figure:
     """All panels, with one legend below them."""
@@ -40,8 +43,8 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, looks: dict[str, dict[str, A
         figure.colorbar(drawn, ax=axis, label=behind.label)
     for line in panel.lines:
         _draw_line(axis, line, looks[line.label])
-    for label, level in panel.levels.items():
-        axis.axhline(level, color="0.4", linewidth=0.9, linestyle=":", label=label)
+    for i, (label, level) in enumerate(panel.levels.items()):
+        axis.axhline(level, color="0.4", linewidth=0.9, linestyle=LEVELS[i % 3], label=label)
     for i, (label, points) in enumerate(panel.published.items()):
         x, y = zip(*points, strict=True)
         axis.plot(x, y, "*+xD"[i % 4], color="black", markersize=9, zorder=5, label=label)
