@@ -93,7 +93,7 @@ def test_the_list_has_name_paper_claim_and_minutes(
 ) -> None:
     code, said, _ = command("--list", capsys=capsys, monkeypatch=monkeypatch)
     one = EXPERIMENTS[name]
-    assert code == 0 and f"{name} ({one.minutes:g} minutes)" in said
+    assert code == 0 and f"{name} ({one.minutes:g} min)" in said
     assert one.paper in said and one.claim in said
 
 

@@ -69,7 +69,7 @@ def _listed(experiments: Sequence[Experiment]) -> str:
     lines = []
     for e in experiments:
         lines += [
-            f"{e.name} ({e.minutes:g} minutes): {e.title}",
+            f"{e.name} ({e.minutes:g} min): {e.title}",
             f"    {e.paper}",
             f"    {e.claim}",
         ]
@@ -80,7 +80,7 @@ def _reproduced(
     experiment: Experiment, seeds: Sequence[int], out: Path, runs: Path, *, quick: bool
 ) -> bool:
     """Runs one, says what came out, and writes it down; whether all criteria hold."""
-    about = "under a minute" if quick else f"about {experiment.minutes:g} minutes"
+    about = "under a minute" if quick else f"about {experiment.minutes:g} min"
     print(f"\n{experiment.name}: {experiment.title} ({about})\n{experiment.paper}", flush=True)
     results = run(experiment, runs / experiment.name, seeds, quick=quick)
     path = out / "results" / f"{experiment.name}.json"
