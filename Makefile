@@ -37,6 +37,7 @@ test-slurm: .venv/installed-test
 
 docs: .venv/installed
 	$(BIN)/python -m rnngrad.menu > docs/menu.md
+	$(BIN)/python -m rnngrad.reproduce.page
 
 lint: .venv/installed-dev
 	$(BIN)/python -m rnngrad.menu | diff docs/menu.md - || (echo "docs/menu.md is behind: make docs"; false)

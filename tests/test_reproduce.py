@@ -21,7 +21,7 @@ from rnngrad.launcher import plain
 from rnngrad.reproduce import Criterion, Experiment, Published, Quick, Rows, Seen, store
 from rnngrad.reproduce.command import main
 from rnngrad.reproduce.experiments import EXPERIMENTS
-from rnngrad.reproduce.page import page, table
+from rnngrad.reproduce.page import kept, page, table
 from rnngrad.reproduce.running import commands, run
 from rnngrad.reproduce.store import Results
 from rnngrad.stored import Unreadable
@@ -139,7 +139,7 @@ def test_kept_rows_tell_what_ran_and_name_version_and_seeds(name: str) -> None:
 
 @pytest.mark.skipif(not KEPT, reason="nothing is kept yet")
 def test_the_page_and_the_readme_are_what_todays_criteria_say_of_the_kept_rows() -> None:
-    found = {name: store.read(RESULTS / f"{name}.json") for name in KEPT}
+    found = kept(RESULTS)
     experiments = [*EXPERIMENTS.values()]
     written = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert written == page(found, experiments)

@@ -11,7 +11,7 @@ from typing import NoReturn
 from rnngrad.reproduce import store
 from rnngrad.reproduce.experiment import Experiment
 from rnngrad.reproduce.experiments import EXPERIMENTS
-from rnngrad.reproduce.page import page
+from rnngrad.reproduce.page import kept, page
 from rnngrad.reproduce.running import Failed, run
 from rnngrad.stored import Unreadable, printable
 from rnngrad.written import replace as write_whole
@@ -107,11 +107,7 @@ def _draw(experiment: Experiment, results: store.Results, out: Path) -> None:
 
 
 def _write_page(out: Path) -> None:
-    found = {}
-    for name in EXPERIMENTS:
-        if (kept := store.read(out / "results" / f"{name}.json")).rows:
-            found[name] = kept
-    write_whole(out / "results.md", page(found, [*EXPERIMENTS.values()]))
+    write_whole(out / "results.md", page(kept(out / "results"), [*EXPERIMENTS.values()]))
     print(f"  page       {out / 'results.md'}")
 
 

@@ -1,12 +1,18 @@
-"""docs/results.md and the README's table, from rows that are kept in files."""
+"""docs/results.md and the README's table, from rows that are kept in files.
+
+``python -m rnngrad.reproduce.page``, in a clone, writes both from docs/results/.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rnngrad.reproduce.experiment import Criterion, Experiment, Seen
-from rnngrad.reproduce.store import Results
+from rnngrad.reproduce.experiments import EXPERIMENTS
+from rnngrad.reproduce.store import Results, read
+from rnngrad.written import replace
 
 KNOWN = {
     "paper": "read in the paper",
@@ -16,6 +22,8 @@ KNOWN = {
     "nobody": "a question of ours",
 }
 
+TABLE_HEAD = "| experiment | paper | verdict | measured |"
+
 HEAD = """# Published experiments, run again
 
 `rnngrad-reproduce` runs these and writes this page. Each claim has criteria with numbers, which
@@ -23,6 +31,12 @@ were fixed before the seeds ran that are judged here: all of them hold (**reprod
 (**partly**) or none (**not reproduced**). The rows that verdicts and figures are made of lie
 beside the figures in [results/](results), a file an experiment, with the versions that made them.
 """
+
+
+def kept(results: Path) -> dict[str, Results]:
+    """What there is in a folder of rows, by experiment."""
+    found = {name: read(results / f"{name}.json") for name in EXPERIMENTS}
+    return {name: one for name, one in found.items() if one.rows}
 
 
 def page(found: Mapping[str, Results], experiments: Sequence[Experiment]) -> str:
@@ -36,7 +50,7 @@ def table(
     found: Mapping[str, Results], experiments: Sequence[Experiment], page: str
 ) -> Iterator[str]:
     """A line an experiment, with links into ``page``."""
-    yield "| experiment | paper | verdict | measured |"
+    yield TABLE_HEAD
     yield "|---|---|---|---|"
     for experiment in experiments:
         if experiment.name not in found:
@@ -123,3 +137,17 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _yes(holds: bool) -> str:
     return "yes" if holds else "no"
+
+
+def main() -> None:
+    """Writes the page, and the README's table anew."""
+    found, experiments = kept(Path("docs/results")), [*EXPERIMENTS.values()]
+    replace(Path("docs/results.md"), page(found, experiments))
+    readme = Path("README.md")
+    before, _, rest = readme.read_text(encoding="utf-8").partition(f"{TABLE_HEAD}\n")
+    after = rest[rest.index("\n\n") :]
+    replace(readme, before + "\n".join(table(found, experiments, "docs/results.md")) + after)
+
+
+if __name__ == "__main__":
+    main()
