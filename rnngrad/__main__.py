@@ -29,6 +29,7 @@ from rnngrad.job import BAD_INPUT, DIVERGED, DONE, FAILED, IN_USE, attempt, logg
 from rnngrad.launcher import (
     InUse,
     plain,
+    register_python_text,
     register_run_name,
     stored_texts,
 )
@@ -63,6 +64,7 @@ def run_command() -> int:
 
 def _command() -> int:
     register_run_name()
+    register_python_text()
     try:
         if (directory := _resumed()) is not None:
             return resume(directory, sys.argv[1:])
