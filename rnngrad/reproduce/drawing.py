@@ -26,6 +26,12 @@ class Line:
     points: bool = False
 
 
+def through(pairs: Sequence[Sequence[Any]], label: str, *, points: bool = False) -> Line:
+    """A line through pairs ``(x, y)``, as rows keep a curve."""
+    x, y = zip(*pairs, strict=True)
+    return Line(x, y, label, points=points)
+
+
 @dataclass(frozen=True)
 class Field:
     """A surface from above.
@@ -57,6 +63,7 @@ class Panel:
         published: Points ``(x, y)`` that a paper or its code's log gives, by their label.
         logarithmic: Which axes are, of ``x``, ``y``, ``xy``.
         limits: Of the ``y`` axis.
+        x_limits: Of the ``x`` axis.
     """
 
     title: str
@@ -68,6 +75,7 @@ class Panel:
     published: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     logarithmic: str = ""
     limits: tuple[float | None, float | None] = (None, None)
+    x_limits: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True)
