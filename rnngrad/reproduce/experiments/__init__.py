@@ -1,13 +1,14 @@
 """The experiments, one a file."""
 
 from rnngrad.reproduce.experiment import Experiment
-from rnngrad.reproduce.experiments import cliff, clip_before_backward, irnn_rmsprop
+from rnngrad.reproduce.experiments import cliff, clip_before_backward, irnn_rmsprop, smoothness
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
     for module in (
         irnn_rmsprop,
         cliff,
+        smoothness,
         clip_before_backward,
     )
 }
