@@ -28,6 +28,7 @@ from rnngrad.job import attempt, logging_to, say, train
 from rnngrad.launcher import (
     InUse,
     plain,
+    register_python_text,
     register_run_name,
     stored_texts,
 )
@@ -75,6 +76,7 @@ def run_command() -> int:
 
 def _command() -> int:
     register_run_name()
+    register_python_text()
     try:
         if (directory := _resumed()) is not None:
             return resume(directory, sys.argv[1:])

@@ -370,6 +370,15 @@ def decay(curve: Any, first: int = TRANSIENT) -> Decay:
     return Decay(slope, 1 - left / whole if whole else 1.0, half_life, len(kept), floor)
 
 
+def step_factor(levels: Any) -> float:
+    """What a step back leaves on average, ``(N_1 / N_T)^(1/(T-1))``.
+
+    Args:
+        levels: ``log10 N_t`` by time step ``[T]``, as an array or a tensor.
+    """
+    return float(10 ** ((levels[0] - levels[-1]) / (len(levels) - 1)))
+
+
 def horizon(curve: Any, ratio: float = 1e-3) -> int:
     """The largest lag up to which a curve stays at or above ``log10(ratio)``; -1 if none does.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
-from rnngrad.parts import POSITIVE, InputError, Part, Registry
+from rnngrad.parts import FLOAT32, POSITIVE, InputError, Part, Registry
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,9 @@ class SchemesInit(Init):
         input_scale: The number that goes with the scheme; ``null`` for its default.
         recurrent_scale: Likewise.
         output_scale: Likewise.
-        bias: ``torch`` as each module itself starts, or ``zero``; a cell's own ``forget_bias`` and
-            the like come after.
+        bias: ``torch`` as each module itself starts, ``zero``, or a number for every bias, of which
+            a recurrent layer has two that are added; a cell's own ``forget_bias`` and the like come
+            after.
 
     Reference:
         In ``rnngrad.init``, a scheme at a time.
@@ -229,7 +230,7 @@ class SchemesInit(Init):
     input_scale: Annotated[float, POSITIVE] | None
     recurrent_scale: Annotated[float, POSITIVE] | None
     output_scale: Annotated[float, POSITIVE] | None
-    bias: Literal["torch", "zero"]
+    bias: Literal["torch", "zero"] | Annotated[float, FLOAT32]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,11 +254,12 @@ class SchemesInit(Init):
         for role, seed in zip(ROLES, seeds, strict=True):
             if getattr(self, role) != "torch":
                 self._fill(model, role, Generator().manual_seed(seed))
-        if self.bias == "zero":
+        if self.bias != "torch":
+            value = self.bias if isinstance(self.bias, float) else 0.0
             for path, module in model.named_modules():
                 for name, bias in module.named_parameters(recurse=False):
                     if _is_bias(path, name):
-                        bias.zero_()
+                        bias.fill_(value)
 
     def _fill(self, model: nn.Module, role: str, generator: Generator) -> None:
         """Fills all weights of one role.

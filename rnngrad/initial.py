@@ -21,7 +21,7 @@ from tqdm import tqdm
 from rnngrad import __version__
 from rnngrad.bptt import record
 from rnngrad.cells import CELLS, CellPart
-from rnngrad.dynamics import TRANSIENT, decay
+from rnngrad.dynamics import TRANSIENT, decay, step_factor
 from rnngrad.init import INITS, Init
 from rnngrad.model import build_model
 from rnngrad.norms import log10_mean, log10_rms
@@ -88,8 +88,7 @@ def factor_on_adding(cell: CellPart, init: Init, seed: int, state: str = "hidden
     *_, top = tape.values()
     norm = top.hidden_norm if state == "hidden" else top.cell_norm
     assert norm is not None
-    levels = log10_mean(norm)
-    return float(10 ** ((levels[0] - levels[-1]) / (len(levels) - 1)))
+    return step_factor(log10_mean(norm))
 
 
 def gamma_profile(gamma: float, seed: int) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -282,3 +283,12 @@ def register_run_name() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # OmegaConf 2.4 is about to rename the function
         OmegaConf.register_new_resolver("rnngrad.run_name", run_name, replace=True)
+
+
+def register_python_text() -> None:
+    """Makes ``${rnngrad.python_text:}`` the path of a text that Python brings along.
+
+    What ``help()`` says of the language, some 750,000 characters; each version has its own.
+    """
+    path = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
+    OmegaConf.register_new_resolver("rnngrad.python_text", lambda: str(path), replace=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -83,11 +84,14 @@ class Dynamics(Measure):
         noise_scale: Gradient noise scale, from the batch and one of a quarter of its size.
         clip_effects: What each clip rule, with its defaults, would make of the share of each time
             step; rules that remember see the measured steps alone. Needs ``contributions``.
+        smoothness: ``‖g(x') - g(x)‖ / ‖x' - x‖`` of the loss's gradient on this batch, before the
+            update and after it.
 
     Reference:
         docs/diagnosis.md says what each is for. The noise scale is that of McCandlish et al.,
-        arXiv:1812.06162, 2018; Lyapunov exponents are measured as by Benettin et al., "Lyapunov
-        characteristic exponents for smooth dynamical systems", Meccanica 1980.
+        arXiv:1812.06162, 2018; local smoothness that of Zhang, He, Sra & Jadbabaie,
+        arXiv:1905.11881, 2020, between two iterates; Lyapunov exponents are measured as by Benettin
+        et al., "Lyapunov characteristic exponents for smooth dynamical systems", Meccanica 1980.
     """
 
     when: Literal["evaluated", "logged"]
@@ -102,6 +106,7 @@ class Dynamics(Measure):
     jacobians: Annotated[int, _FEW]
     noise_scale: bool
     clip_effects: bool
+    smoothness: bool
 
 
 @MEASURES.register("full")
@@ -177,7 +182,8 @@ class Observation:
         observer: Says what to measure.
         records: Of the step's backward.
         inputs: The batch ``[T, B, I]``, with its gradient.
-        loss_of: Loss of another batch of the size given, with its graph; ``None`` if there is none.
+        loss_of: Loss, with its graph, of a batch of the size given: of this very one if that is its
+            size, otherwise of another, ``None`` if there is none.
     """
 
     def __init__(
@@ -193,7 +199,8 @@ class Observation:
             name: p for name, p in observer.model.named_parameters() if p.requires_grad
         }
         self._before = [p.detach().clone() for p in self._parameters.values()]
-        self._grads = self._gradient()
+        self._grads = self._of_loss = self._gradient()
+        self._loss = partial(loss_of, inputs.shape[1])
         with undisturbed(observer.model):
             if self._chosen.spectrum:
                 self._quantities |= _spectra(observer.model)
@@ -216,6 +223,9 @@ class Observation:
                 moved = parameter.detach() - before
                 for kind, values in (("norm", before), ("grad_norm", grad), ("update_norm", moved)):
                     self._quantities[f"parameter/{name}/{kind}"] = total_norm([values])
+        if self._chosen.smoothness and self._observer.whole:
+            with undisturbed(self._observer.model):
+                self._quantities["smoothness"] = self._smoothness()
         return self._quantities
 
     def _gradient(self) -> list[Tensor]:
@@ -298,6 +308,15 @@ class Observation:
             signal = (large * in_large - small * in_small) / (large - small)
             variance = (in_small - in_large) / (1 / small - 1 / large)
         self._quantities |= {"noise/signal": signal, "noise/variance": variance}
+
+    def _smoothness(self) -> float:
+        """``‖g(x') - g(x)‖ / ‖x' - x‖``; NaN if the update was none."""
+        parameters, loss = [*self._parameters.values()], self._loss()
+        assert loss is not None
+        after = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        turned = [g.sub_(before) for g, before in zip(after, self._of_loss, strict=True)]
+        moved = [p.detach() - before for p, before in zip(parameters, self._before, strict=True)]
+        return total_norm(turned) / (total_norm(moved) or math.nan)
 
     def _padded(self, values: Tensor | Floats) -> Floats:
         row = np.asarray(values, dtype=np.float64)

@@ -350,7 +350,7 @@ class Training:
             for parameter in self.parameters
             if parameter.grad is not None
         ):
-            loss_of = partial(_loss_of, self.model, self.task, self.seed, update.step)
+            loss_of = partial(_loss_of, update)
             update.remembered = update.observer.state_dict()
             update.observation = Observation(
                 update.observer, update.records, update.inputs, loss_of
@@ -637,15 +637,19 @@ def _backward(
     return Passed(*map(detached, passed)), value, records
 
 
-def _loss_of(model: SequenceModel, task: Task, seed: int, step: int, size: int) -> Tensor | None:
-    """The loss, with its graph, of a batch of another size at the same step.
+def _loss_of(update: Update, size: int) -> Tensor | None:
+    """The loss, with its graph, of a batch at the same step: of the update's own, if of its size.
 
     ``None`` where batches go on from each other: one of another size would be read elsewhere.
     """
-    device = next(model.parameters()).device
-    batch = task.training_batch(seed, step, size)
+    training = update.training
+    model, task = training.model, training.task
+    if size == update.inputs.shape[1]:
+        return task.loss(model(update.inputs.detach(), update.before).outputs, update.targets)
+    batch = task.training_batch(training.seed, update.step, size)
     if batch.continues:
         return None
+    device = update.inputs.device
     return task.loss(model(batch.inputs.to(device)).outputs, batch.targets.to(device))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rnngrad.bptt import record
 from rnngrad.cells import CELLS
+from rnngrad.cliff import sigmoid, surface
 from rnngrad.clipping import CLIPS, Clipper
 from rnngrad.init import INITS
 from rnngrad.initial import gaussian, lag_profile
@@ -59,11 +60,6 @@ class Activation(NamedTuple):
     slope: Callable[[Floats], Any]
     most: float
     where: str
-
-
-def sigmoid(a: Floats) -> Floats:
-    """``1 / (1 + e^-a)``, by way of tanh, which does not overflow."""
-    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * a), dtype=np.float64)
 
 
 ACTIVATIONS: Mapping[str, Activation] = {
@@ -402,15 +398,6 @@ class Cliff(NamedTuple):
     length: dict[str, Floats]
 
 
-def cliff_surface(bias: Floats, weight: float = 5.0, steps: int = 50) -> tuple[Floats, Floats]:
-    """Error of ``s_t = σ(w s_{t-1} + b)`` from ``σ(1/2)`` to 0.7, and its derivative to ``b``."""
-    s, ds = sigmoid(np.full_like(bias, 0.5)), np.zeros_like(bias)
-    for _ in range(steps):
-        s_next = sigmoid(weight * s + bias)
-        s, ds = s_next, s_next * (1 - s_next) * (weight * ds + 1)
-    return (s - 0.7) ** 2, 2 * (s - 0.7) * ds
-
-
 def cliff(runs: Path) -> Cliff:
     """What section "Exploding" shows."""
     bias = np.union1d(np.linspace(-3, -2.2, 2_001), np.linspace(-2.613, -2.612, 10_001))
@@ -420,9 +407,11 @@ def cliff(runs: Path) -> Cliff:
     }
     metrics = {name: run.metrics for name, run in found.items()}
     rate = {name: run.config["optim"]["lr"] for name, run in found.items()}
+    wall = surface(5.0, bias)
     return Cliff(
         bias,
-        *cliff_surface(bias),
+        wall.error,
+        wall.by_bias,
         {name: m["loss"] for name, m in metrics.items()},
         {name: m["grad_norm_pre"] for name, m in metrics.items()},
         {name: rate[name] * m["grad_norm_post"] for name, m in metrics.items()},

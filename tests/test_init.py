@@ -181,6 +181,17 @@ def test_torchs_preset_draws_what_the_modules_draw(cell: str) -> None:
         assert torch.equal(a, b), name
 
 
+def test_a_number_is_that_of_every_bias_and_of_nothing_else() -> None:
+    cell = CELLS.default("rnn", hidden_size=5)
+    zero, same = (
+        dict(build_model(cell, TASK, INITS.default("torch", bias=bias), seed=0).named_parameters())
+        for bias in ("zero", -1.225)
+    )
+    for name, parameter in same.items():
+        expected = torch.full_like(parameter, -1.225) if "bias" in name else zero[name]
+        assert torch.equal(parameter, expected)
+
+
 @pytest.mark.parametrize("cell", sorted(CELLS.load()))
 def test_zero_biases_are_zero_but_for_what_the_cell_asks_for(cell: str) -> None:
     part = CELLS.default(cell, hidden_size=5)
@@ -246,7 +257,7 @@ def test_every_scheme_is_described_with_its_source_and_listed() -> None:
         ({"recurrent": "np", "recurrent_scale": 2.0}, "init.recurrent_scale=2.0: must be null"),
         ({"input_scale": 1.0}, "init.input_scale=1.0: must be null, as no number goes with"),
         ({"output": "normal", "output_scale": 0}, "init.output_scale=0: must be a finite number"),
-        ({"bias": "one"}, "init.bias=one: must be one of torch, zero"),
+        ({"bias": "one"}, "init.bias=one: must be one of torch, zero or a finite number"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], says: str) -> None:

@@ -33,6 +33,7 @@ FULL: dict[str, Any] = {
     "jacobians": 2,
     "noise_scale": True,
     "clip_effects": True,
+    "smoothness": True,
 }
 
 
@@ -194,6 +195,39 @@ def test_the_noise_scale_is_unbiased() -> None:
         found = np.array([one[key] for one in measured])
         error = found.std() / math.sqrt(len(found))
         assert error < 0.15 * variance and abs(found.mean() - value) < 4 * error
+
+
+@pytest.mark.parametrize("cell", ["rnn", "ln_lstm"])
+def test_smoothness_is_how_far_the_gradient_turned_by_how_far_the_weights_moved(
+    cell: str, tmp_path: Path
+) -> None:
+    after = run(tmp_path / "one", None, cell=cell, steps=1)[1]
+    measured = run(tmp_path / "two", chosen(when="logged", smoothness=True), cell=cell, steps=2)
+    task = small_task("adding")
+    model = build_model(CELLS.default(cell, hidden_size=5), task, INITS.default("torch"), 0)
+    inputs, targets, _ = task.training_batch(0, 1, 8)
+    gradients, weights = [], []
+    for each in (model.double(), after.double()):
+        loss = task.loss(each(inputs.double()).outputs, targets.double())
+        parts = torch.autograd.grad(loss, [*each.parameters()])
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+        weights.append(torch.nn.utils.parameters_to_vector(each.parameters()).detach())
+    turned, moved = (gradients[1] - gradients[0]).norm(), (weights[1] - weights[0]).norm()
+    found = measured[0].measures["smoothness"][0]
+    assert found == pytest.approx((turned / moved).item(), rel=1e-4)
+
+
+def test_smoothness_is_the_losss_without_a_penalty_and_that_of_a_stream_is_of_its_batch(
+    tmp_path: Path,
+) -> None:
+    """A penalty that outweighs the loss changes the update, and with it little of the ratio."""
+    regularizer = REGULARIZERS.default("orthogonality", weight=1e4)
+    measure = chosen(when="logged", smoothness=True)
+    alone = run(tmp_path / "alone", measure, steps=1)[0].measures["smoothness"][0]
+    beside = run(tmp_path / "beside", measure, steps=1, regularizer=regularizer)[0].measures
+    assert beside["smoothness"][0] < 10 * alone
+    stream = run(tmp_path / "stream", measure, task="chars")[0].measures
+    assert np.isfinite(stream["smoothness"]).all()
 
 
 def test_saturated_units_and_dead_ones_are_counted(tmp_path: Path) -> None:
@@ -379,6 +413,8 @@ def _observe(task: Task, model: SequenceModel, observer: Observer, step: int = 1
 
     def loss_of(size: int) -> torch.Tensor:
         few, wanted = task.batch(size, training_generator(7, step))
+        if size == inputs.shape[1]:
+            few, wanted = inputs, targets
         return task.loss(model(few).outputs, wanted)
 
     return Observation(observer, tape, inputs, loss_of)

@@ -146,7 +146,7 @@ FRAIL = small({"optim": "sgd", "clip": "zclip"}) | {
         **dict.fromkeys(("inputs", "units", "spectrum", "parameters", "gates"), False),
         **dict.fromkeys(("lag_anchors", "lyapunov_exponents", "jacobians"), 0),
         **dict.fromkeys(("contributions", "clip_effects"), True),
-        **{"name": "full", "when": "logged", "noise_scale": False},
+        **{"name": "full", "when": "logged", "noise_scale": False, "smoothness": False},
     },
     "trainer.log_every": 1,
     "trainer.clip_audit": [{"name": "quantile", "history_length": 5}, "autoclip"],

@@ -544,6 +544,7 @@ WATCHED = {
     "contributions": True,
     "clip_effects": True,
     **dict.fromkeys(("inputs", "units", "spectrum", "parameters", "gates", "noise_scale"), False),
+    "smoothness": False,
     **dict.fromkeys(("lag_anchors", "lyapunov_exponents", "jacobians"), 0),
 }
 NEVER_MIND = {

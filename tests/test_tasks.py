@@ -12,12 +12,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rnngrad.cliff import surface
 from rnngrad.parts import InputError, Interval
 from rnngrad.task import (
     EVALUATION_CHUNK,
@@ -605,6 +607,19 @@ def test_one_sigmoid_unit_on_the_cliffs_data_has_the_papers_error_and_slope(b: f
     assert [loss.item(), w_.grad.item(), b_.grad.item()] == pytest.approx(expected, rel=1e-6)
     if b == -2.612341:
         assert math.hypot(*expected[1:]) == pytest.approx(6773, rel=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 20, 50])
+def test_the_cliffs_surface_has_the_papers_error_and_slope_at_every_place(steps: int) -> None:
+    places = [(5.0, -2.613), (5.0, -2.612341), (5.0, -2.45), (0.0, 0.0), (7.0, -3.9), (-2.0, 9.0)]
+    weights, biases = zip(*places, strict=True)
+    found = surface(weights, biases, steps)
+    for number, (w, b) in enumerate(places):
+        there = [found.error[number], found.by_weight[number], found.by_bias[number]]
+        assert there == pytest.approx(slope(w, b, steps), rel=1e-9)
+        assert found.norm[number] == pytest.approx(math.hypot(*there[1:]))
+    grid = surface(np.array([5.0, 0.0]), np.array([[-2.613], [0.0]]), steps).error
+    assert grid.shape == (2, 2) and grid[0, 0] == found.error[0] and grid[1, 1] == found.error[3]
 
 
 def test_the_cliffs_layers_are_the_output_and_start_where_the_paper_does() -> None:

@@ -347,20 +347,6 @@ def test_recurrences_spread_more_than_stacks() -> None:
 # exploding
 
 
-def test_the_cliffs_error_and_slope_are_autograds() -> None:
-    bias = np.array([-3.0, -2.613, -2.6123, -2.612, -2.3])
-    error, slope = tutorial.cliff_surface(bias)
-    b = torch.from_numpy(bias).requires_grad_()
-    s = torch.sigmoid(torch.full_like(b, 0.5))
-    for _ in range(50):
-        s = torch.sigmoid(5 * s + b)
-    found = (s - 0.7) ** 2
-    found.sum().backward()
-    np.testing.assert_allclose(error, found.detach(), rtol=1e-9)
-    np.testing.assert_allclose(slope, b.grad, rtol=1e-6)
-    assert f"{error[1]:.2f} {error[3]:.2f}" == "0.34 0.01"
-
-
 # what clipping does not do
 
 

@@ -48,7 +48,8 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, looks: dict[str, dict[str, A
     for i, (label, points) in enumerate(panel.published.items()):
         x, y = zip(*points, strict=True)
         axis.plot(x, y, "*+xD"[i % 4], color="black", markersize=9, zorder=5, label=label)
-    axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, ylim=panel.limits)
+    axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+    axis.set(xlim=panel.x_limits, ylim=panel.limits)
     if panel.ticks:
         many: Any = {"rotation": 40, "ha": "right"} if len(panel.ticks) > 5 else {}
         axis.set_xticks(range(len(panel.ticks)), panel.ticks, **many)

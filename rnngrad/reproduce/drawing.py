@@ -26,6 +26,12 @@ class Line:
     points: bool = False
 
 
+def through(pairs: Sequence[Sequence[Any]], label: str, *, points: bool = False) -> Line:
+    """A line through pairs ``(x, y)``, as rows keep a curve."""
+    x, y = zip(*pairs, strict=True)
+    return Line(x, y, label, points=points)
+
+
 @dataclass(frozen=True)
 class Field:
     """A surface from above.
@@ -58,6 +64,7 @@ class Panel:
         logarithmic: Which axes are, of ``x``, ``y``, ``xy``.
         limits: Of the ``y`` axis.
         ticks: What stands at 0, 1, 2, ... of the ``x`` axis, in place of numbers.
+        x_limits: Of the ``x`` axis.
     """
 
     title: str
@@ -70,6 +77,7 @@ class Panel:
     logarithmic: str = ""
     limits: tuple[float | None, float | None] = (None, None)
     ticks: Sequence[str] = ()
+    x_limits: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,26 @@
 from rnngrad.reproduce.experiment import Experiment
 from rnngrad.reproduce.experiments import (
     chrono,
+    cliff,
+    clip_before_backward,
     clip_rules,
+    gradient_at_start,
     hochreiter_order,
     irnn_rmsprop,
+    smoothness,
     temporal_order,
 )
 
 MODULES = (
     irnn_rmsprop,
+    gradient_at_start,
+    cliff,
     temporal_order,
     hochreiter_order,
     chrono,
+    smoothness,
     clip_rules,
+    clip_before_backward,
 )
 """In the order in which they are run."""
 
