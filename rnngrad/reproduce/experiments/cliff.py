@@ -127,10 +127,10 @@ def _draw(rows: Rows) -> Drawing:
                   limits=(b[0], b[-1]), x_limits=(w[0], w[-1])),
             Panel("Error on the way", "update", "error $E$",
                   [Line(range(1, len(row["loss"]) + 1), row["loss"], name)
-                   for name, row in runs.items()], logarithmic="y"),
+                   for name, row in runs.items()], logarithmic="y", x_limits=(40, 140)),
             Panel("The wall at w = 5", "bias $b$", r"$\|\nabla E\|$",
                   [Line(BIAS, surface(WEIGHT, BIAS, length).norm, f"T = {length}")
-                   for length in LENGTHS], logarithmic="y"),
+                   for length in LENGTHS], logarithmic="y", x_limits=(-2.72, -2.52)),
         ],
     )  # fmt: skip
 

@@ -155,8 +155,8 @@ EXPERIMENT = Experiment(
     "(theirs: AWD-LSTM of 2 x 512 units on Penn Treebank words, learning rates 30 and 2, clipping "
     "at 0.25). The text is another in each version of Python; the rows kept here are of 3.11.7's.",
     calibrated="rates, threshold and windows on seeds 100 to 102, judged on seeds 0 to 2.",
-    found="What sets the runs apart later is clipping rather than the rate. Over the second half of "
-    "training the small rate with clipping correlates as well as the large one (0.65 to 0.84 "
+    found="What sets the runs apart later is clipping rather than the rate. Over the second half "
+    "of training the small rate with clipping correlates as well as the large one (0.65 to 0.84 "
     "beside 0.69 to 0.75; not clipped 0.31 to 0.41): its correlation over the whole run is low "
     "because of how it begins.",
 )
