@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from rnngrad.checkpoint import load
-from rnngrad.cliff import Floats, surface
+from rnngrad.cliff import surface
 from rnngrad.reproduce.drawing import Drawing, Field, Line, Panel, through
 from rnngrad.reproduce.experiment import Criterion, Experiment, Published, Quick, Row, Rows, Seen
 from rnngrad.runs import CHECKPOINTS, Run
@@ -52,30 +53,26 @@ def _computed(seeds: Sequence[int]) -> Iterator[Row]:
 
 
 def _digest(run: Run) -> Row:
-    metrics, drawn = run.metrics, run.config["init"]["bias"] == DRAWN
-    path = _path(run, run.config["trainer"]["checkpoint_every"] == 1)
-    loss = metrics["loss"]
+    metrics, bias = run.metrics, run.config["init"]["bias"]
+    loss, drawn = metrics["loss"], bias == DRAWN
+    path = [_place(run, step) for step in (range(401) if drawn else (400,))]
     return {
         "longest": float((metrics["lr"] * metrics["grad_norm_post"]).max()),
         "end_loss": float(loss[-1]),
         "lower_of_two": float(np.minimum(loss[-100:-1], loss[-99:]).max()),
-        "distance": float(np.hypot(*(path[-1] - path[0]))),
-        "path": path.tolist() if drawn else None,
+        "distance": math.dist(path[-1], (WEIGHT, 2 * bias)),
+        "path": path if drawn else None,
         "loss": loss.tolist() if drawn else None,
     }
 
 
-def _path(run: Run, every: bool) -> Floats:
-    """``w`` and ``b`` after each update, or only at the start and at the end, from checkpoints."""
-    steps = run.summary["steps"]
-    points = []
-    for step in range(steps + 1) if every else (0, steps):
-        tensors = load(run.path / CHECKPOINTS, step).tensors
-        w, b_ih, b_hh = (
-            tensors[f"model/rnn.{name}_l0"].item() for name in ("weight_hh", "bias_ih", "bias_hh")
-        )
-        points.append((w, b_ih + b_hh))
-    return np.array(points)
+def _place(run: Run, step: int) -> tuple[float, float]:
+    """``(w, b)`` after so many updates, from a checkpoint."""
+    tensors = load(run.path / CHECKPOINTS, step).tensors
+    w, b_ih, b_hh = (
+        tensors[f"model/rnn.{name}_l0"].item() for name in ("weight_hh", "bias_ih", "bias_hh")
+    )
+    return w, b_ih + b_hh
 
 
 def _wall(rows: Rows) -> Seen:
@@ -130,10 +127,10 @@ def _draw(rows: Rows) -> Drawing:
                   limits=(b[0], b[-1]), x_limits=(w[0], w[-1])),
             Panel("Error on the way", "update", "error $E$",
                   [Line(range(1, len(row["loss"]) + 1), row["loss"], name)
-                   for name, row in runs.items()], logarithmic="y"),
+                   for name, row in runs.items()], logarithmic="y", x_limits=(40, 140)),
             Panel("The wall at w = 5", "bias $b$", r"$\|\nabla E\|$",
                   [Line(BIAS, surface(WEIGHT, BIAS, length).norm, f"T = {length}")
-                   for length in LENGTHS], logarithmic="y"),
+                   for length in LENGTHS], logarithmic="y", x_limits=(-2.72, -2.52)),
         ],
     )  # fmt: skip
 
@@ -165,7 +162,7 @@ EXPERIMENT = Experiment(
     paper="Pascanu, Mikolov & Bengio, ICML 2013, section 2.3 and figure 6",
     claim="The error of one unit over 50 steps has a wall; gradient descent that meets it is "
     "thrown far away, and with its gradient's norm clipped it stays near the wall's foot.",
-    minutes=0.4,
+    minutes=0.6,
     sweeps=(
         *PATHS,
         *(f"{RUN} {clip} init.bias={','.join(map(str, STARTS))}" for clip in CLIPS),

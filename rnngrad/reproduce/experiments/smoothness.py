@@ -44,6 +44,7 @@ def _digest(run: Run) -> Row:
     pairs = np.stack([norm, smoothness])[:, there]
     return {
         "correlation": float(np.corrcoef(pairs)[0, 1]),
+        "correlation_later": float(np.corrcoef(pairs[:, pairs.shape[1] // 2 :])[0, 1]),
         "end_loss": float(updates["loss"][-50:].mean()),
         "points": pairs[:, :: max(1, pairs.shape[1] // 100)].T.tolist(),
         "loss": thinned(updates["step"], _smoothed(updates["loss"])),
@@ -112,7 +113,7 @@ EXPERIMENT = Experiment(
     claim="Along the training of an LSTM with a large learning rate and clipping, local smoothness "
     "grows with the gradient's norm, as clipping's advantage would need it; with a small rate that "
     "shows much less.",
-    minutes=1.5,
+    minutes=0.9,
     sweeps=("experiment=smoothness", "experiment=smoothness_unclipped"),
     keys={"lr": "optim.lr", "clip": "clip.name"},
     digest=_digest,
@@ -154,4 +155,8 @@ EXPERIMENT = Experiment(
     "(theirs: AWD-LSTM of 2 x 512 units on Penn Treebank words, learning rates 30 and 2, clipping "
     "at 0.25). The text is another in each version of Python; the rows kept here are of 3.11.7's.",
     calibrated="rates, threshold and windows on seeds 100 to 102, judged on seeds 0 to 2.",
+    found="What sets the runs apart later is clipping rather than the rate. Over the second half "
+    "of training the small rate with clipping correlates as well as the large one (0.65 to 0.84 "
+    "beside 0.69 to 0.75; not clipped 0.31 to 0.41): its correlation over the whole run is low "
+    "because of how it begins.",
 )
