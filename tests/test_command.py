@@ -124,7 +124,7 @@ BAD = [
     ("device=3", "device=3: must be a text"),
     ("plugins=[no_such_module]", "plugins=no_such_module: cannot be imported"),
     ("plugins=3", "plugins=3: must be a list of module names"),
-    ("experiment=nothing", "experiment=nothing: must be one of cliff, clip_study, first_look"),
+    ("experiment=nothing", "experiment=nothing: must be one of arjovsky_adding, "),
     ("resume=somewhere", "resume=somewhere: no such directory"),
     ("=3", "'=3': is not of the form KEY=VALUE"),
     ("''", "'': is not of the form KEY=VALUE"),
