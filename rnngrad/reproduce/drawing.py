@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rnngrad.reproduce.experiment import Rows
+
 
 @dataclass(frozen=True)
 class Line:
@@ -24,6 +26,12 @@ class Line:
     label: str
     band: tuple[Any, Any] | None = None
     points: bool = False
+
+
+def line_each(rows: Rows, key: str, label: str) -> list[Line]:
+    """A line a row, of a curve that is kept as pairs ``(x, y)``."""
+    curves = [row[key] for row in rows]
+    return [Line([x for x, _ in curve], [y for _, y in curve], label) for curve in curves]
 
 
 @dataclass(frozen=True)

@@ -181,3 +181,12 @@ def first_below(run: Run, loss: float) -> int | None:
     metrics = run.metrics
     below = metrics["eval_loss"] < loss
     return int(metrics["step"][below][0]) if below.any() else None
+
+
+def extremes(values: npt.NDArray[np.float64], form: str) -> str:
+    """The least and the greatest of several numbers.
+
+    >>> extremes(np.array([0.5, 0.25]), ".2f")
+    '0.25 to 0.50'
+    """
+    return f"{values.min():{form}} to {values.max():{form}}"

@@ -1,8 +1,8 @@
 """The experiments, one a file."""
 
 from rnngrad.reproduce.experiment import Experiment
-from rnngrad.reproduce.experiments import irnn_rmsprop
+from rnngrad.reproduce.experiments import gradient_ratio, irnn_rmsprop
 
 EXPERIMENTS: dict[str, Experiment] = {
-    module.EXPERIMENT.name: module.EXPERIMENT for module in (irnn_rmsprop,)
+    module.EXPERIMENT.name: module.EXPERIMENT for module in (irnn_rmsprop, gradient_ratio)
 }
