@@ -1,8 +1,9 @@
 """The experiments, one a file."""
 
 from rnngrad.reproduce.experiment import Experiment
-from rnngrad.reproduce.experiments import gradient_ratio, irnn_rmsprop
+from rnngrad.reproduce.experiments import arjovsky_adding, gradient_ratio, irnn_rmsprop
 
 EXPERIMENTS: dict[str, Experiment] = {
-    module.EXPERIMENT.name: module.EXPERIMENT for module in (irnn_rmsprop, gradient_ratio)
+    module.EXPERIMENT.name: module.EXPERIMENT
+    for module in (irnn_rmsprop, arjovsky_adding, gradient_ratio)
 }

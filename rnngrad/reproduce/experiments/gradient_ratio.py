@@ -84,7 +84,7 @@ def _after(rows: Rows) -> Seen:
 
 def _rise(rows: Rows) -> Seen:
     took = rows.of("open_at") - rows.of("shut_until")
-    return Seen(f"{extremes(took, ',.0f')} updates", bool((took <= 2000).all()))
+    return Seen(f"{extremes(took, ',.0f', 'never')} updates", bool((took <= 2000).all()))
 
 
 def _first(rows: Rows) -> Seen:
