@@ -106,7 +106,7 @@ EXPERIMENT = Experiment(
     paper=f"{PAPER} (adding)",
     claim="At T = 100 an LSTM learns to add and a tanh RNN does not; the paper says that the IRNN "
     "does not either, a rerun of its code that it does, and first.",
-    minutes=8,
+    minutes=5,
     sweeps=(
         "experiment=arjovsky_adding_lstm",
         "experiment=arjovsky_adding",
@@ -167,6 +167,8 @@ EXPERIMENT = Experiment(
     "the cell state to the output gate.",
     calibrated="windows from runs of seeds 100 to 104 (tanh RNN and LSTM: 100 and 101), "
     "committed before seeds 0 to 4 ran.",
-    found="The paper says that the IRNN beats the baseline at no length. By its own settings, and "
-    "in a rerun of its own code, it does so at T = 100, before the LSTM.",
+    found="The paper says that the IRNN beats the baseline at no length. With its own settings, "
+    "and in the rerun of its own code, it does at T = 100: all five runs come below 0.05, after "
+    "1,400 to 2,400 updates, before the LSTM of the same seed. The LSTM learns sooner here, after "
+    "3,600 to 6,200 updates, than in that rerun.",
 )
