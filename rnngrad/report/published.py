@@ -34,6 +34,8 @@ def published_figure(drawing: Drawing) -> Figure:
 def _draw(figure: Figure, axis: Axes, panel: Panel, looks: dict[str, dict[str, Any]]) -> None:
     if "x" in panel.logarithmic:
         axis.set_xscale("log")
+    else:
+        axis.locator_params(axis="x", nbins=5)  # more would run into each other
     if "y" in panel.logarithmic:
         axis.set_yscale("log")
     if (behind := panel.behind) is not None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rnngrad.reproduce.experiment import Rows
+
 
 @dataclass(frozen=True)
 class Line:
@@ -30,6 +32,11 @@ def through(pairs: Sequence[Sequence[Any]], label: str, *, points: bool = False)
     """A line through pairs ``(x, y)``, as rows keep a curve."""
     x, y = zip(*pairs, strict=True)
     return Line(x, y, label, points=points)
+
+
+def line_each(rows: Rows, key: str, label: str) -> list[Line]:
+    """A line a row, of a curve that is kept as pairs ``(x, y)``."""
+    return [through(row[key], label) for row in rows]
 
 
 @dataclass(frozen=True)

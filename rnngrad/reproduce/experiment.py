@@ -185,3 +185,18 @@ def first_below(run: Run, loss: float) -> int | None:
     metrics = run.metrics
     below = metrics["eval_loss"] < loss
     return int(metrics["step"][below][0]) if below.any() else None
+
+
+def extremes(values: npt.NDArray[np.float64], form: str, absent: str = "none") -> str:
+    """The least and the greatest of several numbers, and how many are NaN.
+
+    >>> extremes(np.array([0.5, 0.25]), ".2f")
+    '0.25 to 0.50'
+    >>> extremes(np.array([1800, 2400, np.nan]), ",.0f", "never")
+    '1,800 to 2,400, 1 never'
+    """
+    there = values[~np.isnan(values)]
+    parts = [f"{there.min():{form}} to {there.max():{form}}"] if len(there) else []
+    if missing := len(values) - len(there):
+        parts.append(f"{missing} {absent}")
+    return ", ".join(parts)

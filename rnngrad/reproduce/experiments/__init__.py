@@ -2,11 +2,14 @@
 
 from rnngrad.reproduce.experiment import Experiment
 from rnngrad.reproduce.experiments import (
+    arjovsky_adding,
+    arjovsky_copy,
     chrono,
     cliff,
     clip_before_backward,
     clip_rules,
     gradient_at_start,
+    gradient_ratio,
     hochreiter_order,
     irnn_rmsprop,
     smoothness,
@@ -17,6 +20,9 @@ MODULES = (
     irnn_rmsprop,
     gradient_at_start,
     cliff,
+    arjovsky_adding,
+    arjovsky_copy,
+    gradient_ratio,
     temporal_order,
     hochreiter_order,
     chrono,
