@@ -22,7 +22,7 @@ KNOWN = {
     "nobody": "a question of ours",
 }
 
-TABLE_HEAD = "| experiment | paper | verdict | measured |"
+TABLE_HEAD = "| experiment | paper | verdict | criteria that hold |"
 
 HEAD = """# Published experiments, run again
 
@@ -58,7 +58,8 @@ def table(
         seen = judged(experiment, found[experiment.name])
         named = f"[{experiment.title}]({page}#{anchor(experiment)})"
         verdict = experiment.verdict(one for _, one in seen)
-        yield f"| {named} | {experiment.paper} | **{verdict}** | {seen[0][1].text} |"
+        held = f"{sum(one.holds for _, one in seen)} of {len(seen)}"
+        yield f"| {named} | {experiment.paper} | **{verdict}** | {held} |"
 
 
 def judged(experiment: Experiment, results: Results) -> list[tuple[Criterion, Seen]]:
