@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rnngrad import __version__
 from rnngrad.reproduce.experiment import Experiment, Row, Rows
-from rnngrad.reproduce.store import Results
+from rnngrad.reproduce.store import Results, rounded
 from rnngrad.runs import FINISHED, Run, find_runs
 
 DIVERGED = 3
@@ -63,7 +63,7 @@ def run(experiment: Experiment, runs: Path, seeds: Sequence[int], *, quick: bool
         rows += experiment.computed(seeds or experiment.computed_seeds)
     if len({experiment.name_of(row) for row in rows}) < len(rows):
         raise Failed(f"{runs} has runs of other settings too; remove it")
-    return Results(Rows(rows), (_made(rows, time.monotonic() - began),))
+    return Results(Rows(map(rounded, rows)), (_made(rows, time.monotonic() - began),))
 
 
 def _made(rows: Sequence[Row], seconds: float) -> Row:

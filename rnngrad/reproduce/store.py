@@ -29,7 +29,12 @@ class Results:
     made: tuple[Mapping[str, Any], ...]
 
     def joined(self, newer: Results, experiment: Experiment) -> Results:
-        """With newer rows, which stand in for those of the same seed and settings."""
+        """With newer rows, which stand in for those of the same seed and settings.
+
+        Rows that were only read again, and not made, change nothing.
+        """
+        if all(row in self.rows for row in newer.rows):
+            return self
         name_of = experiment.name_of
         renewed = {name_of(row) for row in newer.rows}
         kept = [row for row in self.rows if name_of(row) not in renewed]
@@ -58,18 +63,18 @@ def _are_mappings(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 def write(path: Path, results: Results) -> None:
     """A line a row, so that a change can be read."""
-    rows = ",\n".join(json.dumps(_rounded(row), allow_nan=False) for row in results.rows)
-    made = ",\n".join(json.dumps(_rounded(one), allow_nan=False) for one in results.made)
+    rows = ",\n".join(json.dumps(row, allow_nan=False) for row in results.rows)
+    made = ",\n".join(json.dumps(one, allow_nan=False) for one in results.made)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, f'{{"made": [\n{made}\n],\n"rows": [\n{rows}\n]}}\n')
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """To six digits, which is more than any verdict hangs on; ``None`` for what is not finite."""
     if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return value
