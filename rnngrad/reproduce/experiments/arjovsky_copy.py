@@ -29,8 +29,6 @@ LOGGED = {
     (300, "lstm"): (8_001, 0.065001),
 }
 """Updates and test cross-entropy there, by delay and cell."""
-EARLY = 2000
-"""Updates, at which it is looked how much of the gradient reaches the first symbol."""
 
 
 def memoryless(length: int) -> float:
@@ -46,11 +44,11 @@ def _digest(run: Run) -> Row:
     step, loss = run.metrics["step"], run.metrics["eval_loss"]
     accuracy, layer = run.metrics["eval_accuracy"], run.bptt["l0"]
     reach = layer.hidden[:, 0] - layer.hidden[:, -1]
-    early = reach[layer.step == EARLY]
     return {
         "late": float(np.median(loss[~np.isnan(loss)][-10:])),
         "recalled": float(np.median(accuracy[~np.isnan(accuracy)][-10:])),
-        "reach": float(early[0]) if len(early) else None,
+        "reach_at_start": float(reach[0]),
+        "reach": float(np.median(reach[-10:])),
         "curve": thinned(step, loss),
         "reaches": thinned(layer.step, reach),
     }
@@ -93,7 +91,7 @@ def _draw(rows: Rows) -> Drawing:
         for length, there in rows.sets("length").items()
     ]  # fmt: skip
     reaches = Panel(
-        "Gradient at the first state beside the last's, T = 100", "updates",
+        "Gradient, first state beside last, T = 100", "updates",
         r"$\log_{10}\ \|\partial L/\partial h_1\|\,/\,\|\partial L/\partial h_T\|$",
         line_each(rows.where(cell="rnn", length=100), "reaches", CELLS["rnn"]),
     )  # fmt: skip
@@ -106,7 +104,7 @@ EXPERIMENT = Experiment(
     paper="Arjovsky, Shah & Bengio, ICML 2016, section 5.1 (copying memory)",
     claim="A tanh RNN does no better than who remembers nothing; the LSTM beats that after 100 "
     "steps, and not after 300.",
-    minutes=9,
+    minutes=8,
     sweeps=(
         "experiment=arjovsky_copy_lstm",
         "experiment=arjovsky_copy_lstm task.length=300 trainer.steps=8000",
@@ -155,4 +153,12 @@ EXPERIMENT = Experiment(
     calibrated="windows from seeds 100 and 101 at T = 100, and from the log at T = 300, committed "
     "before seeds 0 to 4 ran. The window of the tanh RNN is the published claim: of those two runs "
     "one missed it.",
+    found="That a tanh RNN does no better than no memory holds within 1.2 % for four seeds of "
+    "five. The fifth ends 4 % below, with 20 % of the symbols recalled, and one of the two "
+    "calibrating runs 14 %; the paper's code has one seed, whose rerun comes as low as 0.1707. The "
+    "gradient tells them apart: before training all of it reaches the first state (a ratio of 1.3 "
+    "to 4.7), 2,000 updates later 10^-3.9 or less. In the fifth run it comes back, to 10^0.5 in "
+    "the median of the last ten records; in the other four that is 10^-5 or less. Seed 4 had it "
+    "back for a while, above 10^-3 from 3,000 to 5,500 updates, was up to 2.5 % below the baseline "
+    "from 4,500 to 7,500, and lost both.",
 )
