@@ -174,8 +174,9 @@ EXPERIMENT = Experiment(
         "cell": "cell.name",
         "clip": "clip.name",
         "setting": (
+            "clip.z_threshold",  # zclip has a max_norm too
             *("clip.max_norm", "clip.clip_value", "clip.clipping", "clip.percentile"),
-            *("clip.quantile", "clip.z_threshold", "clip.sigma_factor"),
+            *("clip.quantile", "clip.sigma_factor"),
         ),
     },
     criteria=(
