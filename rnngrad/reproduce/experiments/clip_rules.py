@@ -164,7 +164,7 @@ EXPERIMENT = Experiment(
     paper="not published before",
     claim="Which rule one clips by matters less than that its threshold is tuned; rules whose "
     "threshold follows the norms need less tuning.",
-    minutes=40,
+    minutes=25,
     sweeps=(
         *(f"{GRID} clip={rule} {settings}" for rule, settings in RULES.items()),
         f"{GRID} clip=none",
@@ -214,5 +214,13 @@ EXPERIMENT = Experiment(
     "seeds. Tuned: of six settings the one that is best on four seeds, judged on the fifth.",
     calibrated="learning rate, lengths and range of thresholds from seeds 100 and 101, with no "
     "clipping and clipping by norm alone; what is expected was written down before the runs.",
+    found="Of what was expected, the first holds and the two others do not. Which rule it is "
+    "matters, and those with a threshold on norms (norm, per_parameter_norm, per_layer_norm, soft) "
+    "come out ahead, tuned and not tuned. The difference is made by the tanh RNN, which no run "
+    "without clipping trains here: on adding, only these four solve it, with thresholds within a "
+    "decade of each other. The rules that follow the norms solve it least: zclip and spike_skip, "
+    "with any setting, in no run, and on temporal order neither. LSTM and GRU are trained by "
+    "nearly everything on adding, and tell rules little apart there. One learning rate alone was "
+    "tried, one that is too large without clipping.",
     finding=True,
 )
