@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,10 @@ def main() -> None:
     chosen = [_known(name) for name in arguments.names] or [*EXPERIMENTS.values()]
     seeds = _seeds(arguments.seeds)
     if arguments.list:
-        print(_listed(chosen))
+        try:
+            print(_listed(chosen), flush=True)
+        except BrokenPipeError:  # who reads has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     out, runs = Path(arguments.out), Path(arguments.out, "runs")
     if arguments.quick:
@@ -82,9 +86,9 @@ def _reproduced(
     """Runs one, says what came out, and writes it down; whether all criteria hold."""
     about = "under a minute" if quick else f"about {experiment.minutes:g} min"
     print(f"\n{experiment.name}: {experiment.title} ({about})\n{experiment.paper}", flush=True)
-    results = run(experiment, runs / experiment.name, seeds, quick=quick)
     path = out / "results" / f"{experiment.name}.json"
-    results = store.read(path).joined(results, experiment)
+    before = store.read(path)  # if it cannot be read, nothing is run
+    results = before.joined(run(experiment, runs / experiment.name, seeds, quick=quick), experiment)
     store.write(path, results)
     criteria = experiment.quick.criteria if quick else experiment.criteria
     seen = [criterion.judge(results.rows) for criterion in criteria]
