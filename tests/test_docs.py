@@ -130,7 +130,9 @@ def test_every_make_target_and_file_the_readme_names_exists() -> None:
     for target in targets:
         assert f"\n{target}:" in makefile
     for name in re.findall(r"\[(?:[^]]*)\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / name).exists(), name
+        path, _, place = name.partition("#")
+        assert (ROOT / path).exists(), name
+        assert not place or f'id="{place}"' in (ROOT / path).read_text(encoding="utf-8"), name
     tree = next(b for b in blocks("text") if b.startswith("rnngrad/"))
     for name in re.findall(r"[\w/]+\.py\b", tree):
         assert (ROOT / "rnngrad" / name).exists(), name

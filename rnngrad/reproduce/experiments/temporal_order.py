@@ -124,7 +124,10 @@ def _lost(rows: Rows) -> Seen:
     lost = [
         row
         for row in by_method(rows)["MSGD"]
-        if (row["largest_norm"] or 0) > 3 and (row["wrong_after_largest"] or 1) > 0.6
+        if row["largest_norm"] is not None
+        and row["largest_norm"] > 3
+        and row["wrong_after_largest"] is not None
+        and row["wrong_after_largest"] > 0.6
     ]
     return Seen(f"{len(lost)} of {len(by_method(rows)['MSGD'])} runs", len(lost) >= 1)
 
