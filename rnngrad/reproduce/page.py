@@ -29,8 +29,9 @@ HEAD = """# Published experiments, run again
 `rnngrad-reproduce` runs these and writes this page. Each claim has criteria with numbers, which
 were fixed before the seeds ran that are judged here: all of them hold (**reproduced**), some do
 (**partly**) or none (**not reproduced**); where one was replaced, its section says so. **A
-finding** answers a question of ours: its criteria are what was expected. The rows that verdicts and figures are made of lie
-beside the figures in [results/](results), a file an experiment, with the versions that made them.
+finding** answers a question of ours: its criteria are what was expected. The rows that verdicts
+and figures are made of lie beside the figures in [results/](results), a file an experiment, with
+the versions that made them.
 """
 
 

@@ -162,8 +162,8 @@ EXPERIMENT = Experiment(
     name="clip_rules",
     title="Ten clip rules with the same budget of tuning",
     paper="not published before",
-    claim="Expected: which rule one clips by matters less than that its threshold is tuned; rules whose "
-    "threshold follows the norms need less tuning.",
+    claim="Expected: which rule one clips by matters less than that its threshold is tuned; rules "
+    "whose threshold follows the norms need less tuning.",
     minutes=25,
     sweeps=(
         *(f"{GRID} clip={rule} {settings}" for rule, settings in RULES.items()),
