@@ -21,8 +21,8 @@ from rnngrad.written import replace as write_whole
 def main() -> None:
     """Runs published experiments again; prints what was measured beside what was published.
 
-    Exits with 1 if a criterion does not hold. What was run before is not run again: the same
-    command goes on where it was stopped.
+    Exits with 1 if a criterion of a published claim does not hold, or something failed. Runs that
+    are finished are not trained again: the same command goes on where it was stopped.
     """
     arguments = _arguments()
     chosen = [_known(name) for name in arguments.names] or [*EXPERIMENTS.values()]
@@ -51,7 +51,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="an experiment; default: all")
     parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
     parser.add_argument("--quick", action="store_true", help="a form of each of under a minute")
-    parser.add_argument("--seeds", default="", help="as 0,1,2, in place of its own")
+    parser.add_argument("--seeds", default="", help="as 0,1,2, to run in place of its own")
     parser.add_argument("--out", default="runs/reproduce", help="default: %(default)s")
     return parser.parse_args()
 

@@ -10,12 +10,10 @@ from datetime import date
 from pathlib import Path
 
 from rnngrad import __version__
+from rnngrad.outcomes import DIVERGED, DONE
 from rnngrad.reproduce.experiment import Experiment, Row, Rows
 from rnngrad.reproduce.store import Results, rounded
 from rnngrad.runs import FINISHED, Run, find_runs
-
-DIVERGED = 3
-"""What a sweep ends with in which runs have diverged, which may be what is to be seen."""
 
 
 class Failed(Exception):
@@ -42,7 +40,7 @@ def commands(
 
 
 def run(experiment: Experiment, runs: Path, seeds: Sequence[int], *, quick: bool) -> Results:
-    """Runs what is not there yet of an experiment; what is, it reads.
+    """Trains what is not there yet of an experiment; what is, it reads. ``computed`` is always run.
 
     Raises:
         Failed: Some runs have not come to an end.
@@ -52,7 +50,7 @@ def run(experiment: Experiment, runs: Path, seeds: Sequence[int], *, quick: bool
         code = subprocess.run(
             [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, check=False
         ).returncode
-        if code not in (0, DIVERGED):
+        if code not in (DONE, DIVERGED):  # to diverge may be what is to be seen
             raise Failed(f"{' '.join(command)} ended with {code}; the same again goes on")
     there = [Run(path) for path in find_runs(runs)]
     ended = [run for run in there if run.summary["status"] in FINISHED]
